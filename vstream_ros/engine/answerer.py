@@ -1,0 +1,163 @@
+"""One clip and one question to one answer, on the thread that owns the model."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from vstream_ros.engine.config import EngineConfig
+from vstream_ros.engine.segments import clip_segments
+from vstream_ros.engine.timeline import SyncReport, Timeline
+from vstream_ros.engine.types import Answer, AnswerMetrics, Question
+from vstream_ros.engine.vision_cache import VisionCache
+from vstream_ros.errors import InvalidRequestError, VStreamError
+from vstream_ros.memory.types import Clip
+from vstream_ros.models.base import GenerationOptions, Prompt, VideoModel
+
+
+@dataclass
+class Interrupts:
+    """What may end an answer before its time. ``check`` returns the reason, or None to go on."""
+
+    check: Callable[[], VStreamError | None] = lambda: None
+    on_text: Callable[[str, int], None] | None = None
+    """Called after each token with the text so far and the number of tokens."""
+
+    def raise_if_due(self) -> None:
+        if (reason := self.check()) is not None:
+            raise reason
+
+
+@dataclass
+class _Decoding:
+    """The tokens of the answer that is being generated."""
+
+    model: VideoModel
+    interrupts: Interrupts
+    token_ids: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
+    first_token_at: float = 0.0
+    stopped_by: VStreamError | None = None
+
+    def on_token(self, token_id: int, log_probability: float) -> bool:
+        if not self.token_ids:
+            self.first_token_at = time.monotonic()
+        self.token_ids.append(token_id)
+        self.log_probability += log_probability
+        if self.interrupts.on_text is not None:
+            self.interrupts.on_text(self.model.decode_text(self.token_ids), len(self.token_ids))
+        self.stopped_by = self.interrupts.check()
+        return self.stopped_by is not None
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the tokens' probabilities."""
+        return math.exp(self.log_probability / len(self.token_ids)) if self.token_ids else 0.0
+
+
+class ClipAnswerer:
+    """Holds the warm timeline and the vision features of one model. Not thread-safe: the model's thread owns it."""
+
+    def __init__(self, model: VideoModel, config: EngineConfig, cameras: Sequence[str]) -> None:
+        self.model = model
+        self.config = config
+        self.cameras = tuple(cameras)
+        self.vision = VisionCache(model, config.features_max_bytes)
+        self.timeline = Timeline(model, self.vision, config.prefill_chunk_tubelets)
+
+    def prompt(self, clip: Clip, question: str) -> Prompt:
+        """The whole prompt, as native inference would have it."""
+        segments = clip_segments(clip, self.cameras, self.config.camera_block_s)
+        return self.model.build_prompt(segments, question, true_time=self.config.time_positions == "true")
+
+    def answer(
+        self,
+        clip: Clip,
+        question: Question,
+        *,
+        warm: bool = True,
+        arrived_at: float | None = None,
+        interrupts: Interrupts | None = None,
+    ) -> Answer:
+        """Answer from the KV cache, after bringing it in step with ``clip``.
+
+        Args:
+            clip: not empty.
+            question: limits already filled in (``max_new_tokens`` > 0).
+            warm: use and advance the warm timeline; False answers beside it, for a clip that is not the memory's own.
+            arrived_at: ``time.monotonic()`` at which the question came; default now.
+            interrupts: asked between chunks and tokens.
+
+        Raises:
+            InvalidRequestError: prompt and answer would not fit into the model's context.
+            VStreamError: whatever ``interrupts`` says; its ``answer`` then holds the text so far.
+        """
+        started = time.monotonic()
+        arrived_at = started if arrived_at is None else arrived_at
+        interrupts = interrupts or Interrupts()
+        prompt = self.prompt(clip, question.text)
+        self._check_context(prompt, question.max_new_tokens)
+        timeline = self.timeline if warm else Timeline(self.model, self.vision, self.config.prefill_chunk_tubelets)
+
+        report = timeline.sync(prompt, interrupts.raise_if_due)
+        synced = time.monotonic()
+        seed = question.seed
+        if question.temperature > 0.0 and seed == 0:
+            seed = secrets.randbits(63) or 1
+        decoding = _Decoding(self.model, interrupts)
+        options = GenerationOptions(question.max_new_tokens, question.temperature, seed, decoding.on_token)
+        try:
+            self.model.generate(prompt, timeline.cache, options)
+        finally:
+            timeline.rollback(prompt.prefix_length)  # the next question costs its own tokens only
+        text = self.model.decode_text(decoding.token_ids)
+        if decoding.stopped_by is not None:
+            decoding.stopped_by.answer = text
+            raise decoding.stopped_by
+
+        finished = time.monotonic()
+        metrics = self._metrics(clip, prompt, report)
+        metrics.queue_latency = started - arrived_at
+        metrics.encoding_latency = synced - started if report.tubelets_prefilled else 0.0
+        metrics.first_token_latency = decoding.first_token_at - arrived_at
+        metrics.generation_latency = finished - synced
+        metrics.total_latency = finished - arrived_at
+        metrics.new_tokens = len(decoding.token_ids)
+        metrics.seed = seed
+        return Answer(
+            text=text,
+            metrics=metrics,
+            confidence=decoding.confidence,
+            frame_cameras=tuple(t.camera for t in prompt.tubelets for _ in t.stamps_ns),
+            frame_stamps_ns=tuple(stamp for t in prompt.tubelets for stamp in t.stamps_ns),
+            token_ids=tuple(decoding.token_ids),
+        )
+
+    def drop_caches(self) -> None:
+        """Forget all that was computed; the frames are elsewhere and stay."""
+        self.timeline.reset()
+        self.vision.clear()
+
+    def _metrics(self, clip: Clip, prompt: Prompt, report: SyncReport) -> AnswerMetrics:
+        return AnswerMetrics(
+            cache_hit=report.tubelets_prefilled == 0,
+            frames=clip.frame_count,
+            tubelets=len(clip),
+            tubelets_reused=len(clip) - report.tubelets_encoded,
+            visual_tokens=sum(end - start for start, end in prompt.spans),
+            prompt_tokens=len(prompt),
+            prompt_tokens_reused=report.tokens_reused,
+            model=self.model.name,
+        )
+
+    def _check_context(self, prompt: Prompt, max_new_tokens: int) -> None:
+        needed, limit = len(prompt) + max_new_tokens, self.model.context_length
+        if needed > limit:
+            raise InvalidRequestError(
+                f"the prompt of {len(prompt)} tokens and {max_new_tokens} new ones exceed the {limit} tokens of "
+                f"{self.model.name}; shorten the question, or lower max_new_tokens, max_pixels, star_memory_size or "
+                "stream_window_size"
+            )

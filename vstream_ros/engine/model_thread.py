@@ -1,0 +1,153 @@
+"""The thread that owns the model: it loads it, answers questions one after another, and frees it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from vstream_ros.engine.types import Answer, Question
+from vstream_ros.errors import CanceledError, QuestionTimeoutError, VStreamError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class PendingAnswer:
+    """A question on its way. ``future`` ends in an ``Answer`` or in a ``VStreamError``."""
+
+    question: Question
+    deadline: float
+    """``time.monotonic()`` at which it times out."""
+    arrived_at: float
+    on_text: Callable[[str, int], None] | None = None
+    future: Future[Answer] = field(default_factory=Future)
+    cancel_reason: str = ""
+
+    def cancel(self, reason: str = "the caller cancelled the question") -> None:
+        """End the question with ``CanceledError``, between two tokens at the latest. Any thread."""
+        self.cancel_reason = reason
+
+    def due(self) -> VStreamError | None:
+        """Why the question must end now, or None."""
+        if self.cancel_reason:
+            return CanceledError(self.cancel_reason)
+        if time.monotonic() >= self.deadline:
+            return QuestionTimeoutError(
+                f"no answer within {self.deadline - self.arrived_at:.1f} s; allow a longer timeout or lower "
+                "max_new_tokens"
+            )
+        return None
+
+    def fail(self, error: VStreamError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class ModelThread:
+    """Runs jobs and questions in the order in which they came.
+
+    Jobs (load, unload) are plain callables. Questions wait in a list, so that those that were cancelled or whose time
+    ran out end at once, also while another one is being answered.
+    """
+
+    def __init__(self, answer: Callable[[PendingAnswer], Answer], name: str = "vstream-model") -> None:
+        self._answer = answer
+        self._inbox: queue.SimpleQueue[Callable[[], None] | PendingAnswer | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._questions: list[PendingAnswer] = []
+        """Waiting or running."""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def questions(self) -> int:
+        """Questions that wait or run."""
+        with self._lock:
+            return len(self._questions)
+
+    def submit(self, pending: PendingAnswer, limit: int) -> bool:
+        """Enqueue a question unless ``limit`` of them are there already."""
+        with self._lock:
+            if len(self._questions) >= limit:
+                return False
+            self._questions.append(pending)
+        self._inbox.put(pending)
+        return True
+
+    def run(self, job: Callable[[], None]) -> Future[None]:
+        """Enqueue a job; the future carries its exception."""
+        future: Future[None] = Future()
+
+        def guarded() -> None:
+            try:
+                job()
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+
+        self._inbox.put(guarded)
+        return future
+
+    def cancel_all(self, reason: str) -> None:
+        """End every waiting and running question with ``CanceledError``."""
+        with self._lock:
+            for pending in self._questions:
+                pending.cancel(reason)
+        self._inbox.put(self.end_due_questions)
+
+    def end_due_questions(self) -> None:
+        """End the waiting questions that were cancelled or whose time ran out. Called between tokens and chunks."""
+        with self._lock:
+            due = [(pending, error) for pending in self._questions[1:] if (error := pending.due()) is not None]
+        for pending, error in due:
+            self._finish(pending, lambda p=pending, e=error: p.fail(e))  # type: ignore[misc]
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Cancel the questions and end the thread."""
+        self.cancel_all("the engine is shutting down")
+        self._inbox.put(None)
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                # The timeout ends questions that nobody computes for (there are none while the inbox is drained).
+                item = self._inbox.get()
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            if isinstance(item, PendingAnswer):
+                self._run_question(item)
+            else:
+                item()
+
+    def _run_question(self, pending: PendingAnswer) -> None:
+        if pending.future.done():  # ended while it waited
+            return
+        try:
+            if (error := pending.due()) is not None:
+                raise error
+            answer = self._answer(pending)
+        except VStreamError as error:
+            failure = error
+            self._finish(pending, lambda: pending.fail(failure))
+        except Exception as error:
+            logger.exception("a question failed unexpectedly")
+            internal = VStreamError(f"{type(error).__name__}: {error}; this is a defect, the log has the traceback")
+            internal.__cause__ = error
+            self._finish(pending, lambda: pending.fail(internal))
+        else:
+            self._finish(pending, lambda: pending.future.set_result(answer))
+
+    def _finish(self, pending: PendingAnswer, settle: Callable[[], None]) -> None:
+        with self._lock:
+            if pending in self._questions:
+                self._questions.remove(pending)
+        settle()

@@ -1,0 +1,132 @@
+"""The KV cache, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vstream_ros.engine.vision_cache import VisionCache
+from vstream_ros.models.base import Prompt, VideoModel
+
+
+@dataclass
+class SyncReport:
+    """What one ``Timeline.sync`` found and did."""
+
+    tokens_reused: int
+    tokens_computed: int
+    tubelets_encoded: int
+    tubelets_prefilled: int
+
+
+class Timeline:
+    """One KV cache with the tokens, positions and tubelets that it holds.
+
+    A cached key or value depends on the tokens before it, their positions and their pixels and on nothing else. So
+    the longest common prefix of (token id, positions, tubelet id) of what is cached and what is wanted is exactly
+    what may be kept. Owned by the model's thread.
+    """
+
+    def __init__(self, model: VideoModel, vision: VisionCache, chunk_tubelets: int) -> None:
+        self._model = model
+        self._vision = vision
+        self._chunk_tubelets = chunk_tubelets
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything and free the cache."""
+        self.cache: Any = self._model.new_cache()
+        self._tokens = np.empty((6, 0), dtype=np.int64)
+        """(6, length): token id, four position rows, tubelet id"""
+        self.tubelet_ids: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return int(self._tokens.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of storage: a cropped tensor is a view that keeps the whole of it."""
+        total = 0
+        for layer in self.cache.layers:
+            if layer.is_initialized:
+                total += layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes()
+        return total
+
+    def common_prefix(self, prompt: Prompt) -> int:
+        """Tokens that the cache shares with ``prompt``, cut back to whole tubelets."""
+        wanted = _stack(prompt)
+        length = min(len(self), prompt.prefix_length)
+        differs = np.flatnonzero((self._tokens[:, :length] != wanted[:, :length]).any(axis=0))
+        if differs.size:
+            length = int(differs[0])
+        for start, end in prompt.spans:
+            if start < length < end:
+                return start
+        return length
+
+    def sync(self, prompt: Prompt, checkpoint: Callable[[], None] = lambda: None) -> SyncReport:
+        """Make the cache hold ``prompt`` up to its last video token: keep the common prefix, prefill the rest.
+
+        ``checkpoint`` is called between chunks and may raise to stop there; what was prefilled stays.
+        """
+        reused = self.common_prefix(prompt)
+        self.rollback(reused)
+        todo = [index for index, span in enumerate(prompt.spans) if span[0] >= reused]
+        report = SyncReport(reused, prompt.prefix_length - reused, 0, len(todo))
+        for group in self._chunks(prompt, todo):
+            checkpoint()
+            features, encoded = self._vision.features([prompt.tubelets[i] for i in group])
+            report.tubelets_encoded += encoded
+            end = prompt.spans[group[-1]][1]
+            try:
+                self._model.prefill(prompt, end, features, self.cache)
+            except BaseException:
+                self.rollback(len(self))  # layers may have grown unevenly
+                raise
+            self._hold(prompt, end)
+        return report
+
+    def rollback(self, length: int) -> None:
+        """Crop the cache to its first ``length`` tokens, layer by layer, whatever state a failed step left it in."""
+        for layer in self.cache.layers:
+            excess = layer.get_seq_length() - length if layer.is_initialized else 0
+            if excess > 0:
+                layer.crop(-excess)
+        self._tokens = self._tokens[:, :length]
+        held = self._tokens[5]
+        self.tubelet_ids = tuple(dict.fromkeys(held[held >= 0].tolist()))
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` where the bookkeeping and the cache disagree (tests call this)."""
+        for layer in self.cache.layers:
+            cached = layer.get_seq_length() if layer.is_initialized else 0
+            assert cached == len(self), f"a layer holds {cached} tokens, the timeline {len(self)}"
+        ids = self._tokens[5]
+        starts = ids[np.flatnonzero(np.diff(ids, prepend=-2))]
+        tubelets = starts[starts >= 0].tolist()
+        assert len(set(tubelets)) == len(tubelets), "a tubelet's tokens are not contiguous"
+        assert tuple(tubelets) == self.tubelet_ids
+
+    def _hold(self, prompt: Prompt, end: int) -> None:
+        self._tokens = _stack(prompt)[:, :end]
+        self.tubelet_ids = tuple(t.id for t, span in zip(prompt.tubelets, prompt.spans, strict=True) if span[1] <= end)
+
+    def _chunks(self, prompt: Prompt, indices: list[int]) -> list[list[int]]:
+        """Tubelets to prefill together: at most ``chunk_tubelets``, all of one frame size."""
+        groups: list[list[int]] = []
+        for index in indices:
+            same_size = groups and (
+                prompt.tubelets[groups[-1][-1]].frames.shape == prompt.tubelets[index].frames.shape
+            )
+            if same_size and len(groups[-1]) < self._chunk_tubelets:
+                groups[-1].append(index)
+            else:
+                groups.append([index])
+        return groups
+
+
+def _stack(prompt: Prompt) -> np.ndarray:
+    return np.concatenate([prompt.input_ids[None], prompt.position_ids, prompt.tubelet_ids[None]])

@@ -1,0 +1,120 @@
+"""What memory is made of: tubelets, clips, and the verdict on one frame. Plain data, numpy only."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+
+NANOSECONDS = 1_000_000_000
+
+
+class Verdict(enum.Enum):
+    """What the memory says of a frame's stamp, before anyone pays for its conversion."""
+
+    KEEP = "kept"
+    SKIP = "between two sampling slots"  # normal: the camera is faster than the sampling grid
+    BACKWARD = "older than the newest frame"  # dropped and counted
+    JUMP = "a jump back in time"  # adding it clears this camera's memory first
+
+
+@dataclass(frozen=True, eq=False)
+class Tubelet:
+    """``temporal_patch_size`` consecutive frames of one camera, the unit that is stored, encoded and evicted.
+
+    Identity is ``id``: it comes from a counter that is never reused, so equal ids mean equal pixels.
+    """
+
+    id: int
+    camera: str
+    frames: np.ndarray
+    """(temporal_patch_size, height, width, 3) uint8, RGB, read-only. A sealed tubelet repeats its last frame."""
+    stamps_ns: tuple[int, ...]
+    """Header stamps of the real frames, in order: shorter than ``frames`` where frames were repeated."""
+    time_ns: int
+    """Stamp of the first frame, snapped to its slot on the sampling grid."""
+    importance: float
+    """0.7 · motion + 0.3 · complexity by default, in [0, 1]; the maximum over its frames."""
+    scene_change: bool = False
+    provisional: bool = False
+    """Padded from a pending odd frame: valid in this clip only, must never enter a cache."""
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.frames.nbytes)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """What memory hands to the engine: immutable, without duplicates, in time order."""
+
+    tubelets: tuple[Tubelet, ...]
+    second_per_grid: float
+    """Nominal seconds from one tubelet to the next (temporal_patch_size x sampling period); pinned, not measured."""
+    epoch: int = 0
+    """The engine's memory epoch at which the clip was taken."""
+
+    def __len__(self) -> int:
+        return len(self.tubelets)
+
+    @property
+    def frame_count(self) -> int:
+        """Number of real frames (repetitions not counted)."""
+        return sum(len(t.stamps_ns) for t in self.tubelets)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras in order of first appearance."""
+        return tuple(dict.fromkeys(t.camera for t in self.tubelets))
+
+
+@dataclass(frozen=True)
+class FrameStatus:
+    """What became of one frame, and how full the memory is."""
+
+    verdict: Verdict
+    stamp_ns: int
+    camera: str
+    importance: float = 0.0
+    scene_change: bool = False
+    cleared: str = ""
+    """Why the camera's memory was cleared before this frame was stored ("" if it was not)."""
+    star_frames: int = 0
+    star_capacity: int = 0
+    stream_frames: int = 0
+    stream_capacity: int = 0
+
+    @property
+    def kept(self) -> bool:
+        return self.verdict in (Verdict.KEEP, Verdict.JUMP)
+
+    def __str__(self) -> str:
+        parts = [f"{self.camera} t={self.stamp_ns / NANOSECONDS:.3f} s: {self.verdict.value}"]
+        if self.cleared:
+            parts.append(f"memory cleared: {self.cleared}")
+        if self.kept:
+            parts.append(f"importance {self.importance:.2f}" + (", scene change" if self.scene_change else ""))
+        parts.append(f"star {self.star_frames}/{self.star_capacity}, stream {self.stream_frames}/{self.stream_capacity}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class MemoryStatus:
+    """Counters and fill of one camera's memory (frames; stamps in nanoseconds, 0 when empty)."""
+
+    camera: str
+    frames_offered: int
+    frames_kept: int
+    frames_rejected: int
+    """Dropped for a fault: backward stamps and unusable images. Frames between slots are not faults."""
+    star_frames: int
+    star_capacity: int
+    stream_frames: int
+    stream_capacity: int
+    tubelets: int
+    nbytes: int
+    oldest_stamp_ns: int
+    newest_stamp_ns: int
+    clears: dict[str, int] = field(default_factory=dict)
+    """How often the memory was cleared, by reason."""

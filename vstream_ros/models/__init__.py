@@ -1,0 +1,1 @@
+"""Model families behind one interface: ``base.VideoModel``. torch and transformers, no ROS."""

@@ -1,0 +1,162 @@
+"""What the engine knows of a model: tubelets in, tokens out. One subclass per family."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from vstream_ros.errors import FrameError
+from vstream_ros.memory.types import NANOSECONDS, Tubelet
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """The frame sizes that a model takes."""
+
+    factor: int = 28
+    """Height and width are multiples of this (patch size x spatial merge size), in pixels."""
+    min_pixels: int = 56 * 56
+    max_pixels: int = 4 * 224 * 224
+    temporal_patch_size: int = 2
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """Size that an image must be scaled to: the family's own rule, independent of the clip's length.
+
+        A fitting size fits unchanged. Raises ``FrameError`` for an empty image or an aspect ratio over 200.
+        """
+        # Imported late: it brings torchvision, which the other parts of the package do without.
+        from qwen_vl_utils.vision_process import smart_resize
+
+        if height < 1 or width < 1:
+            raise FrameError(f"the image is empty ({width}x{height}); check the camera driver")
+        try:
+            fitted_height, fitted_width = smart_resize(
+                height, width, factor=self.factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels
+            )
+        except ValueError as error:
+            raise FrameError(f"a {width}x{height} image can't be used: {error}") from error
+        # Rounding down can leave 0 on the short side of a very long image.
+        return max(fitted_height, self.factor), max(fitted_width, self.factor)
+
+
+@dataclass(frozen=True, eq=False)
+class TubeletFeatures:
+    """What the vision encoder makes of one tubelet."""
+
+    embeds: torch.Tensor
+    """(tokens, hidden) on the model's device."""
+    deepstack: tuple[torch.Tensor, ...] = ()
+    """Qwen3-VL adds these, (tokens, hidden) each, to the first decoder layers' outputs."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.embeds, *self.deepstack))
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One video block of the prompt: consecutive tubelets of one camera, equal in size."""
+
+    tubelets: tuple[Tubelet, ...]
+    second_per_grid: float
+    """Nominal seconds between tubelets."""
+    origin_ns: int
+    """Where the times that the prompt spells out start counting: the clip's first tubelet."""
+    label: str = ""
+    """Text before the block; empty where there is one camera only."""
+
+    def grid_steps(self, origin_ns: int | None = None) -> list[float]:
+        """Time of each tubelet in units of ``second_per_grid`` since ``origin_ns`` (default: the first tubelet).
+
+        Whole numbers where the spacing is even, so that true-time positions reduce exactly to native's there.
+        """
+        start = self.tubelets[0].time_ns if origin_ns is None else origin_ns
+        steps = [(t.time_ns - start) / (self.second_per_grid * NANOSECONDS) for t in self.tubelets]
+        return [float(round(k)) if abs(k - round(k)) <= 1e-6 * max(1.0, abs(k)) else k for k in steps]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """The tokens of a whole question, and which of them stand for which tubelet."""
+
+    input_ids: np.ndarray
+    """(length,) int64"""
+    position_ids: np.ndarray
+    """(4, length) int64: text, temporal, height, width"""
+    tubelet_ids: np.ndarray
+    """(length,) int64: ``Tubelet.id`` of a video token, -1 for text"""
+    tubelets: tuple[Tubelet, ...]
+    """In prompt order."""
+    spans: tuple[tuple[int, int], ...]
+    """Token range of each tubelet, [start, end)."""
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens up to the last video token: what the next question about the same clip can reuse."""
+        return self.spans[-1][1] if self.spans else 0
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How to decode one answer."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    """0: greedy."""
+    seed: int = 0
+    on_token: Callable[[int, float], bool] | None = field(default=None, compare=False)
+    """Called after each token with its id and log-probability; a true value ends the answer."""
+
+
+class VideoModel(abc.ABC):
+    """A vision-language model in video mode. Not thread-safe: one thread owns it (``frame_spec`` is immutable)."""
+
+    name: str
+    frame_spec: FrameSpec
+    device: torch.device
+    context_length: int
+    """Tokens of prompt and answer together."""
+    weight_bytes: int
+
+    @abc.abstractmethod
+    def build_prompt(self, segments: Sequence[Segment], question: str, *, true_time: bool) -> Prompt:
+        """The prompt that the installed processor makes of these frames and this question.
+
+        No pixel is touched. ``true_time``: temporal positions from the tubelets' times, not from their order.
+        """
+
+    @abc.abstractmethod
+    def encode(self, tubelets: Sequence[Tubelet]) -> list[TubeletFeatures]:
+        """Vision features of tubelets of one frame size."""
+
+    @abc.abstractmethod
+    def new_cache(self) -> Any:
+        """An empty KV cache that can be cropped."""
+
+    @abc.abstractmethod
+    def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Any) -> None:
+        """Extend ``cache`` to the first ``end`` tokens of ``prompt``; ``features``: of the tubelets newly covered."""
+
+    @abc.abstractmethod
+    def generate(self, prompt: Prompt, cache: Any, options: GenerationOptions) -> list[int]:
+        """Decode the answer. ``cache`` must hold the prompt up to its last video token; it grows by the rest.
+
+        Returns:
+            the new token ids, end token included.
+        """
+
+    @abc.abstractmethod
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """Text of generated tokens, without special tokens."""
+
+    @abc.abstractmethod
+    def count_text_tokens(self, text: str) -> int:
+        """Length of a text in tokens."""

@@ -1,0 +1,299 @@
+"""What the Qwen-VL families have in common, on the classes of the installed transformers.
+
+The prompt, the positions and the features all come from the installed processor and model, never from a formula of
+our own; a check at load compares them with a full call of the processor, so that a version that lays out its prompt
+in another way is refused instead of being answered wrongly.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.video_utils import VideoMetadata
+
+from vstream_ros.errors import ConfigError, ModelFailedError
+from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.models.base import FrameSpec, GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
+from vstream_ros.models.generation import run_generate
+
+_ZERO_WIDTH_SPACE = "\u200b"
+
+
+class QwenVideoModel(VideoModel):
+    """Base of the families; see ``VideoModel`` for the contract."""
+
+    def __init__(self, model: Any, processor: Any, *, name: str, min_pixels: int, max_pixels: int) -> None:
+        """``model``: a loaded ``…ForConditionalGeneration`` in evaluation mode; ``processor``: its processor.
+
+        Raises ``ModelFailedError`` where the installed transformers lays out its prompt in an unknown way.
+        """
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.device = model.device
+        vision = model.config.vision_config
+        self.frame_spec = FrameSpec(
+            factor=vision.patch_size * vision.spatial_merge_size,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            temporal_patch_size=vision.temporal_patch_size,
+        )
+        self.context_length = model.config.get_text_config().max_position_embeddings
+        self.weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        self._patch_size = vision.patch_size
+        self._merge_size = vision.spatial_merge_size
+        self._video_token: str = processor.video_token
+        self._video_token_id: int = model.config.video_token_id
+        self._video_runs = re.compile(f"((?:{re.escape(self._video_token)})+)")
+        # Text a user could write that the tokenizer would take for control tokens or visual placeholders.
+        self._control_tokens = re.compile(
+            "|".join(re.escape(str(token)) for token in processor.tokenizer.added_tokens_encoder)
+        )
+        self._tokenize_piece = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
+        self.new_cache()  # refuses layers that can't be cropped before anything is asked
+        self._check_layout()
+
+    # -- prompt ------------------------------------------------------------------------------------------------------
+
+    def build_prompt(self, segments: Sequence[Segment], question: str, *, true_time: bool) -> Prompt:
+        grids = [self.grid(segment) for segment in segments]
+        text = self.expand_text(self.template_text(segments, question), segments, grids, true_time)
+        input_ids, spans = self._tokenize(text, segments)
+        positions = self._positions(input_ids, segments, grids)
+        tubelets = tuple(tubelet for segment in segments for tubelet in segment.tubelets)
+        if true_time:
+            self.apply_true_time(positions, segments, spans)
+        tubelet_ids = np.full(input_ids.shape, -1, dtype=np.int64)
+        for tubelet, (start, end) in zip(tubelets, spans, strict=True):
+            tubelet_ids[start:end] = tubelet.id
+        return Prompt(input_ids, positions, tubelet_ids, tubelets, tuple(spans))
+
+    def grid(self, segment: Segment) -> tuple[int, int, int]:
+        """(tubelets, patch rows, patch columns) of a segment."""
+        height, width = segment.tubelets[0].frames.shape[1:3]
+        return len(segment.tubelets), height // self._patch_size, width // self._patch_size
+
+    def template_text(self, segments: Sequence[Segment], question: str) -> str:
+        """The chat template's text with one placeholder per segment; control tokens in user text are neutralised."""
+        content: list[dict[str, str]] = []
+        for segment in segments:
+            if segment.label:
+                content.append({"type": "text", "text": self.neutralise(segment.label)})
+            content.append({"type": "video"})
+        content.append({"type": "text", "text": self.neutralise(question)})
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    def neutralise(self, text: str) -> str:
+        """``text`` with a zero-width space inside every control token, so that it stays text."""
+        return self._control_tokens.sub(lambda match: match[0][0] + _ZERO_WIDTH_SPACE + match[0][1:], text)
+
+    def expand_text(
+        self, text: str, segments: Sequence[Segment], grids: Sequence[tuple[int, int, int]], true_time: bool
+    ) -> str:
+        """``text`` with every placeholder expanded by the installed processor."""
+        inputs = {
+            "video_grid_thw": torch.tensor(grids),
+            "video_metadata": [self.metadata(segment, true_time) for segment in segments],
+        }
+        blocks = [self.processor.replace_video_token(inputs, index) for index in range(len(segments))]
+        return str(self.processor.get_text_with_replacements([text], videos_replacements=blocks)[0][0])
+
+    def metadata(self, segment: Segment, true_time: bool) -> VideoMetadata:
+        """What the processor is told of a segment's frames: when they were taken."""
+        steps = (
+            segment.grid_steps(segment.origin_ns) if true_time else [float(k) for k in range(len(segment.tubelets))]
+        )
+        patch = self.frame_spec.temporal_patch_size
+        return VideoMetadata(
+            total_num_frames=len(steps) * patch,
+            fps=patch / segment.second_per_grid,
+            frames_indices=[step * patch + offset for step in steps for offset in range(patch)],
+        )
+
+    def _tokenize(self, text: str, segments: Sequence[Segment]) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """Token ids of an expanded text, and the token range of each tubelet.
+
+        Special tokens always part the text before it is tokenized, so the pieces between runs of the video token
+        may be tokenized apart (and once).
+        """
+        ids: list[int] = []
+        runs: list[tuple[int, int]] = []
+        for piece in self._video_runs.split(text):
+            if piece.startswith(self._video_token):
+                count = len(piece) // len(self._video_token)
+                runs.append((len(ids), len(ids) + count))
+                ids.extend([self._video_token_id] * count)
+            elif piece:
+                ids.extend(self._tokenize_piece(piece))
+        # A run covers one tubelet (Qwen3) or all tubelets of a segment (Qwen2): cut it evenly.
+        spans: list[tuple[int, int]] = []
+        sizes = [int(np.prod(self.grid(s)[1:])) // self._merge_size**2 for s in segments for _ in s.tubelets]
+        remaining = iter(sizes)
+        for start, end in runs:
+            while start < end:
+                size = next(remaining)
+                spans.append((start, start + size))
+                start += size
+        return np.asarray(ids, dtype=np.int64), spans
+
+    def _tokenize_uncached(self, text: str) -> tuple[int, ...]:
+        return tuple(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _positions(
+        self, input_ids: np.ndarray, segments: Sequence[Segment], grids: Sequence[tuple[int, int, int]]
+    ) -> np.ndarray:
+        """(4, length) position ids from the model's own ``get_rope_index``."""
+        ids = torch.from_numpy(input_ids)[None]
+        rope, _ = self.model.model.get_rope_index(
+            ids,
+            mm_token_type_ids=torch.where(ids == self._video_token_id, 2, 0).int(),
+            video_grid_thw=torch.tensor(grids),
+            **self.rope_arguments(segments),
+        )
+        return np.concatenate([np.arange(len(input_ids))[None], rope[:, 0].numpy()]).astype(np.int64)
+
+    def rope_arguments(self, segments: Sequence[Segment]) -> dict[str, Any]:
+        """What ``get_rope_index`` takes beyond ids and grids; families with times in their ids override this."""
+        return {}
+
+    def apply_true_time(
+        self, positions: np.ndarray, segments: Sequence[Segment], spans: Sequence[tuple[int, int]]
+    ) -> None:
+        """Give the video tokens in ``positions`` their true times, in place; families without times do nothing."""
+
+    # -- computing ---------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, tubelets: Sequence[Tubelet]) -> list[TubeletFeatures]:
+        pixels = self.processor.video_processor(
+            [torch.from_numpy(t.frames).permute(0, 3, 1, 2) for t in tubelets],
+            do_resize=False,
+            do_sample_frames=False,
+            cap_pixels_per_frame=False,
+            device=self.device,
+            return_tensors="pt",
+        )
+        output = self.model.model.get_video_features(
+            pixels["pixel_values_videos"].to(self.device), pixels["video_grid_thw"].to(self.device), return_dict=True
+        )
+        return self.split_features(output)
+
+    def split_features(self, output: Any) -> list[TubeletFeatures]:
+        """One item per tubelet from ``get_video_features``; copies, since a slice would keep the whole batch alive."""
+        return [TubeletFeatures(embeds.clone()) for embeds in output.pooler_output]
+
+    def join_features(self, features: Sequence[TubeletFeatures]) -> Any:
+        """The model output that ``mm_encoder_outputs`` takes for these tubelets."""
+        return BaseModelOutputWithPooling(pooler_output=[f.embeds for f in features])
+
+    def new_cache(self) -> DynamicCache:
+        cache = DynamicCache(config=self.model.config.get_text_config())
+        if any(type(layer) is not DynamicLayer for layer in cache.layers):
+            raise ConfigError(
+                f"{self.name} has sliding-window or linear attention layers, whose cache can't be rolled back; "
+                "use a checkpoint with full attention in every layer"
+            )
+        return cache
+
+    @torch.inference_mode()
+    def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: DynamicCache) -> None:
+        start = cache.get_seq_length()
+        self.model.model(
+            input_ids=torch.from_numpy(prompt.input_ids[None, start:end]).to(self.device),
+            position_ids=torch.from_numpy(prompt.position_ids[:, None, start:end]).to(self.device),
+            attention_mask=torch.ones(1, end, dtype=torch.long, device=self.device),
+            past_key_values=cache,
+            mm_encoder_outputs={"video": self.join_features(features)} if features else None,
+            use_cache=True,
+        )
+
+    def generate(self, prompt: Prompt, cache: DynamicCache, options: GenerationOptions) -> list[int]:
+        return run_generate(
+            self.model,
+            {
+                "input_ids": torch.from_numpy(prompt.input_ids[None]).to(self.device),
+                "attention_mask": torch.ones(1, len(prompt), dtype=torch.long, device=self.device),
+                "position_ids": torch.from_numpy(prompt.position_ids[:, None]).to(self.device),
+                "past_key_values": cache,
+            },
+            options,
+        )
+
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def count_text_tokens(self, text: str) -> int:
+        return len(self._tokenize_uncached(text))
+
+    # -- native ------------------------------------------------------------------------------------------------------
+
+    def native_inputs(self, segments: Sequence[Segment], question: str, *, true_time: bool) -> dict[str, torch.Tensor]:
+        """The inputs of plain ``model.generate`` over the same frames: one full call of the installed processor.
+
+        With ``true_time`` explicit ``position_ids`` are added: the processor's own, with the tubelets' times in them
+        where the family carries time in its positions.
+        """
+        inputs = self.processor(
+            text=[self.template_text(segments, question)],
+            videos=[np.concatenate([t.frames for t in segment.tubelets]) for segment in segments],
+            video_metadata=[self.metadata(segment, true_time) for segment in segments],
+            do_resize=False,
+            do_sample_frames=False,
+            cap_pixels_per_frame=False,
+            return_tensors="pt",
+        )
+        if true_time:
+            rope, _ = self.model.model.get_rope_index(**{k: v for k, v in inputs.items() if "pixel" not in k})
+            length = rope.shape[-1]
+            positions = np.concatenate([np.arange(length)[None], rope[:, 0].numpy()]).astype(np.int64)
+            is_video = inputs["input_ids"][0].numpy() == self._video_token_id
+            sizes = [int(np.prod(self.grid(s)[1:])) // self._merge_size**2 for s in segments for _ in s.tubelets]
+            bounds = np.split(np.flatnonzero(is_video), np.cumsum(sizes)[:-1])
+            self.apply_true_time(positions, segments, [(int(b[0]), int(b[-1]) + 1) for b in bounds])
+            inputs["position_ids"] = torch.from_numpy(positions[:, None])
+        return {key: value.to(self.device) for key, value in inputs.items()}
+
+    def native_generate(
+        self, segments: Sequence[Segment], question: str, options: GenerationOptions, *, true_time: bool
+    ) -> list[int]:
+        """Plain, uncached ``model.generate`` over the same frames: the reference for every answer.
+
+        Returns:
+            the new token ids, end token included.
+        """
+        return run_generate(self.model, self.native_inputs(segments, question, true_time=true_time), options)
+
+    def _check_layout(self) -> None:
+        """Compare ``build_prompt`` with the processor on a small clip; raises ``ModelFailedError`` where they differ."""
+        size, patch = 2 * self.frame_spec.factor, self.frame_spec.temporal_patch_size
+        frames = np.zeros((patch, size, size, 3), dtype=np.uint8)
+        tubelets = tuple(
+            Tubelet(id=k, camera="", frames=frames, stamps_ns=(), time_ns=k * NANOSECONDS, importance=0.0)
+            for k in range(3)
+        )
+        segments = [
+            Segment(tubelets, 1.0, 0),
+            Segment(tubelets[:2], 1.0, 0, label="b:"),
+        ]
+        question = "what happened?"
+        prompt = self.build_prompt(segments, question, true_time=False)
+        native = self.native_inputs(segments, question, true_time=False)
+        rope, _ = self.model.model.get_rope_index(**{k: v.cpu() for k, v in native.items() if "pixel" not in k})
+        same_ids = np.array_equal(prompt.input_ids, native["input_ids"][0].cpu().numpy())
+        if not same_ids or not np.array_equal(prompt.position_ids[1:], rope[:, 0].numpy()):
+            import transformers
+
+            raise ModelFailedError(
+                f"transformers {transformers.__version__} lays out the prompt of {self.name} in a way that is not "
+                "supported; install the version that requirements.txt names"
+            )

@@ -1,0 +1,132 @@
+"""Video files as a source, decoded by PyAV.
+
+PyAV and not OpenCV, because a frame's time here is the container's own rational timestamp, a damaged packet is
+reported rather than swallowed, and a decoded frame can be kept and converted later. What OpenCV reports as the
+position depends on the backend it was built with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from vstream_ros.errors import FrameError, InvalidRequestError
+from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.replay.sources import Frame, Source
+
+VIDEO_TOPIC = "video"
+DEFAULT_RATE_HZ = Fraction(25)
+"""Assumed for a stream that has neither timestamps nor a rate of its own."""
+
+
+class VideoFrame(Frame):
+    """A decoded picture, still in the codec's pixel format. Stamps are nanoseconds since the video's start."""
+
+    def __init__(self, picture: av.VideoFrame, stamp_ns: int, receive_ns: int) -> None:
+        self.topic = VIDEO_TOPIC
+        self.stamp_ns = stamp_ns
+        self.receive_ns = receive_ns
+        self._picture = picture
+
+    def rgb(self) -> np.ndarray:
+        try:
+            pixels = self._picture.to_ndarray(format="rgb24")
+        except (av.FFmpegError, ValueError) as error:
+            raise FrameError(f"the frame at {self.stamp_ns / NANOSECONDS:.3f} s can't be converted: {error}") from error
+        # Phones store portrait video lying down, with the rotation beside it; PyAV before 14 does not tell it.
+        quarter_turns = round(getattr(self._picture, "rotation", 0) / 90) % 4
+        return np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+
+
+class VideoSource(Source):
+    """A video file. Frames come in the order the decoder gives them, with the times the file gives them.
+
+    In a sound file the times grow. Some files number their frames wrongly and the times step back; they are passed
+    on as they are (a camera driver can do the same), and only ``receive_ns`` is kept from going back.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises ``InvalidRequestError`` when ``path`` is not a video."""
+        self.path = path
+        self.topics = (VIDEO_TOPIC,)
+        with self._open() as container:
+            stream = container.streams.video[0]
+            self.frame_count = stream.frames or _estimated_frames(container, stream)
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.skipped, self.last_fault = 0, ""
+        found = False
+        with self._open() as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            clock = _StreamClock(stream)
+            for picture in self._pictures(container, stream):
+                found = True
+                stamp_ns = clock.stamp_ns(picture)
+                yield VideoFrame(picture, stamp_ns, clock.newest_ns)
+        if not found:
+            raise InvalidRequestError(f"{self.path} holds no frame that can be decoded; pass another video")
+
+    def _open(self) -> av.container.InputContainer:
+        try:
+            container = av.open(str(self.path))
+        except (av.FFmpegError, OSError) as error:
+            raise InvalidRequestError(f"{self.path} can't be read as a video: {_reason(error)}") from error
+        # FFmpeg renders plain text as a film of a terminal: nobody who passes a text file wants that.
+        if not container.streams.video or container.format.name == "tty":
+            container.close()
+            raise InvalidRequestError(f"{self.path} holds no video; pass a video file or a rosbag2 folder")
+        return container
+
+    def _pictures(
+        self, container: av.container.InputContainer, stream: av.VideoStream
+    ) -> Iterator[av.VideoFrame]:
+        """Decode packet by packet, so that a damaged one costs itself only."""
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.FFmpegError, OSError) as error:
+                raise InvalidRequestError(f"{self.path} breaks off: {_reason(error)}") from error
+            if packet is None:
+                return
+            try:
+                yield from packet.decode()
+            except av.FFmpegError as error:
+                self._count_fault(_reason(error))
+
+
+class _StreamClock:
+    """Frame times in nanoseconds since the stream's start, exactly as the file has them."""
+
+    def __init__(self, stream: av.VideoStream) -> None:
+        self._unit = Fraction(stream.time_base or 1) * NANOSECONDS
+        self._start = stream.start_time or 0
+        rate = Fraction(stream.average_rate or stream.base_rate or DEFAULT_RATE_HZ)
+        self._period_ns = round(NANOSECONDS / rate)
+        self._next_ns = 0
+        self.newest_ns = -1
+        """The largest time so far, one nanosecond more where a time was not larger: strictly increasing."""
+
+    def stamp_ns(self, picture: av.VideoFrame) -> int:
+        """Return the picture's time; the expected one where a raw stream brings none."""
+        stamp = self._next_ns if picture.pts is None else round((picture.pts - self._start) * self._unit)
+        self._next_ns = stamp + self._period_ns
+        self.newest_ns = max(self.newest_ns + 1, stamp)
+        return stamp
+
+
+def _estimated_frames(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    """Return duration times rate, 0 when the file does not tell its duration."""
+    if not container.duration or not stream.average_rate:
+        return 0
+    return round(Fraction(container.duration, av.time_base) * stream.average_rate)
+
+
+def _reason(error: Exception) -> str:
+    """Return FFmpeg's words without its error number and the path, which the caller names."""
+    return str(getattr(error, "strerror", None) or error)

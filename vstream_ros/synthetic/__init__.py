@@ -1,0 +1,1 @@
+"""Things made, not found: random-weight checkpoints with the real architectures."""
