@@ -1,4 +1,4 @@
-"""One clip and one question to one answer, on the thread that owns the model."""
+"""Clips and a question to an answer, on the thread that owns the model."""
 
 from __future__ import annotations
 
@@ -68,26 +68,26 @@ class ClipAnswerer:
         self.vision = VisionCache(model, config.features_max_bytes)
         self.timeline = Timeline(model, self.vision, config.prefill_chunk_tubelets)
 
-    def prompt(self, clip: Clip, question: str) -> Prompt:
+    def prompt(self, clips: Sequence[Clip], question: str) -> Prompt:
         """The whole prompt, as native inference would have it."""
-        segments = clip_segments(clip, self.cameras, self.config.camera_block_s)
+        segments = clip_segments(clips, self.cameras, self.config.camera_block_s)
         return self.model.build_prompt(segments, question, true_time=self.config.time_positions == "true")
 
     def answer(
         self,
-        clip: Clip,
+        clips: Sequence[Clip],
         question: Question,
         *,
         warm: bool = True,
         arrived_at: float | None = None,
         interrupts: Interrupts | None = None,
     ) -> Answer:
-        """Answer from the KV cache, after bringing it in step with ``clip``.
+        """Answer from the KV cache, after bringing it in step with ``clips``.
 
         Args:
-            clip: not empty.
+            clips: one per camera, at least one, none empty.
             question: limits already filled in (``max_new_tokens`` > 0).
-            warm: use and advance the warm timeline; False answers beside it, for a clip that is not the memory's own.
+            warm: use and advance the warm timeline; False answers beside it, for clips that are not all of memory.
             arrived_at: ``time.monotonic()`` at which the question came; default now.
             interrupts: asked between chunks and tokens.
 
@@ -98,7 +98,7 @@ class ClipAnswerer:
         started = time.monotonic()
         arrived_at = started if arrived_at is None else arrived_at
         interrupts = interrupts or Interrupts()
-        prompt = self.prompt(clip, question.text)
+        prompt = self.prompt(clips, question.text)
         self._check_context(prompt, question.max_new_tokens)
         timeline = self.timeline if warm else Timeline(self.model, self.vision, self.config.prefill_chunk_tubelets)
 
@@ -119,7 +119,7 @@ class ClipAnswerer:
             raise decoding.stopped_by
 
         finished = time.monotonic()
-        metrics = self._metrics(clip, prompt, report)
+        metrics = self._metrics(prompt, report)
         metrics.queue_latency = started - arrived_at
         metrics.encoding_latency = synced - started if report.tubelets_prefilled else 0.0
         metrics.first_token_latency = decoding.first_token_at - arrived_at
@@ -141,12 +141,12 @@ class ClipAnswerer:
         self.timeline.reset()
         self.vision.clear()
 
-    def _metrics(self, clip: Clip, prompt: Prompt, report: SyncReport) -> AnswerMetrics:
+    def _metrics(self, prompt: Prompt, report: SyncReport) -> AnswerMetrics:
         return AnswerMetrics(
             cache_hit=report.tubelets_prefilled == 0,
-            frames=clip.frame_count,
-            tubelets=len(clip),
-            tubelets_reused=len(clip) - report.tubelets_encoded,
+            frames=sum(len(tubelet.stamps_ns) for tubelet in prompt.tubelets),
+            tubelets=len(prompt.tubelets),
+            tubelets_reused=len(prompt.tubelets) - report.tubelets_encoded,
             visual_tokens=sum(end - start for start, end in prompt.spans),
             prompt_tokens=len(prompt),
             prompt_tokens_reused=report.tokens_reused,

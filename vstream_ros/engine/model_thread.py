@@ -28,6 +28,9 @@ class PendingAnswer:
     future: Future[Answer] = field(default_factory=Future)
     cancel_reason: str = ""
 
+    def __post_init__(self) -> None:
+        self.future.set_running_or_notify_cancel()  # from here on only the engine ends it
+
     def cancel(self, reason: str = "the caller cancelled the question") -> None:
         """End the question with ``CanceledError``, between two tokens at the latest. Any thread."""
         self.cancel_reason = reason
@@ -43,10 +46,6 @@ class PendingAnswer:
             )
         return None
 
-    def fail(self, error: VStreamError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
 
 class ModelThread:
     """Runs jobs and questions in the order in which they came.
@@ -61,6 +60,7 @@ class ModelThread:
         self._lock = threading.Lock()
         self._questions: list[PendingAnswer] = []
         """Waiting or running."""
+        self._running: PendingAnswer | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -104,9 +104,10 @@ class ModelThread:
     def end_due_questions(self) -> None:
         """End the waiting questions that were cancelled or whose time ran out. Called between tokens and chunks."""
         with self._lock:
-            due = [(pending, error) for pending in self._questions[1:] if (error := pending.due()) is not None]
-        for pending, error in due:
-            self._finish(pending, lambda p=pending, e=error: p.fail(e))  # type: ignore[misc]
+            waiting = [pending for pending in self._questions if pending is not self._running]
+        for pending in waiting:
+            if (error := pending.due()) is not None:
+                self._finish(pending, error)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Cancel the questions and end the thread."""
@@ -115,14 +116,7 @@ class ModelThread:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while True:
-            try:
-                # The timeout ends questions that nobody computes for (there are none while the inbox is drained).
-                item = self._inbox.get()
-            except queue.Empty:
-                continue
-            if item is None:
-                return
+        while (item := self._inbox.get()) is not None:
             if isinstance(item, PendingAnswer):
                 self._run_question(item)
             else:
@@ -131,23 +125,23 @@ class ModelThread:
     def _run_question(self, pending: PendingAnswer) -> None:
         if pending.future.done():  # ended while it waited
             return
+        self._running = pending
+        outcome: Answer | VStreamError
         try:
-            if (error := pending.due()) is not None:
-                raise error
-            answer = self._answer(pending)
+            outcome = pending.due() or self._answer(pending)
         except VStreamError as error:
-            failure = error
-            self._finish(pending, lambda: pending.fail(failure))
-        except Exception as error:
+            outcome = error
+        except Exception as error:  # the thread must outlive what one question does
             logger.exception("a question failed unexpectedly")
-            internal = VStreamError(f"{type(error).__name__}: {error}; this is a defect, the log has the traceback")
-            internal.__cause__ = error
-            self._finish(pending, lambda: pending.fail(internal))
-        else:
-            self._finish(pending, lambda: pending.future.set_result(answer))
+            outcome = VStreamError(f"{type(error).__name__}: {error}; this is a defect, the log has the traceback")
+            outcome.__cause__ = error
+        self._running = None
+        self._finish(pending, outcome)
 
-    def _finish(self, pending: PendingAnswer, settle: Callable[[], None]) -> None:
+    def _finish(self, pending: PendingAnswer, outcome: Answer | VStreamError) -> None:
         with self._lock:
-            if pending in self._questions:
-                self._questions.remove(pending)
-        settle()
+            self._questions.remove(pending)
+        if isinstance(outcome, VStreamError):
+            pending.future.set_exception(outcome)
+        else:
+            pending.future.set_result(outcome)

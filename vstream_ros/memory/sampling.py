@@ -9,32 +9,31 @@ from vstream_ros.memory.types import NANOSECONDS, Verdict
 DEFAULT_PERIOD_S = 0.5
 """Taken for the spacing of frames that are kept as they come, until a second frame shows what it is."""
 MAX_RATE_DENOMINATOR = 1_000_000
-"""Exact for every rate that is written by hand, and finds 30000/1001 behind 29.97002997."""
-EARLY = Fraction(1, 4)
-"""A slot opens a quarter of a period before its time, so that a jittering camera never falls out of its slot."""
+"""Keeps every rate that is written by hand as it is, and finds 30000/1001 behind 29.97002997."""
 
 
 class Sampler:
     """Keeps the first frame of each slot of a fixed time grid, or every frame where no rate is set.
 
-    The grid starts at the first frame kept: slot k is ``origin + k * period``, and a frame belongs to slot
-    ``floor((stamp - origin) / period + 1/4)``. All arithmetic is on integers and fractions: after a year the grid
-    stands where it stood in the first second. (Sampling by "last kept frame + period" loses up to a frame's
-    spacing each time: a 30 Hz camera sampled at 2 Hz comes out at 1.8 to 1.9 Hz, and temporal ids go wrong.)
+    The grid starts at the first frame: slot k stands at ``origin + k * period``, and a frame belongs to slot
+    ``floor((stamp - origin) / period + 1/4)``: a slot opens a quarter of a period before its time, so that a
+    jittering camera does not fall out of it. The arithmetic is on integers: after a year the grid stands where it
+    stood in the first second. (Sampling by "last kept frame + period" loses up to one frame's spacing each time: a
+    30 Hz camera sampled at 2 Hz comes out at 1.8 to 1.9 Hz, and temporal ids go wrong.)
 
     Not thread-safe; every method is O(1).
     """
 
     def __init__(self, rate_hz: float | None, jump_threshold_s: float) -> None:
-        """``rate_hz``: frames per second to keep, None keeps every frame. Raises nothing: the config is validated."""
-        self._period = None if rate_hz is None else NANOSECONDS / Fraction(rate_hz).limit_denominator(
-            MAX_RATE_DENOMINATOR
-        )
+        """``rate_hz``: frames per second to keep, None: every frame. The values come from a validated config."""
+        self._period_ns: Fraction | None = None
+        if rate_hz is not None:
+            self._period_ns = NANOSECONDS / Fraction(rate_hz).limit_denominator(MAX_RATE_DENOMINATOR)
         self._jump_threshold_ns = round(jump_threshold_s * NANOSECONDS)
         self.reset()
 
     def reset(self) -> None:
-        """Forget the grid's origin, the newest stamp and the measured period."""
+        """Forget the grid's origin, the newest stamp and the measured spacing."""
         self._origin_ns: int | None = None
         self._newest_ns = 0
         self._slot = 0
@@ -43,8 +42,8 @@ class Sampler:
     @property
     def period_s(self) -> float:
         """Nominal seconds between kept frames: the grid's, or the first spacing seen (pinned until ``reset``)."""
-        if self._period is not None:
-            return float(self._period / NANOSECONDS)
+        if self._period_ns is not None:
+            return float(self._period_ns / NANOSECONDS)
         return DEFAULT_PERIOD_S if self._spacing_ns is None else self._spacing_ns / NANOSECONDS
 
     def check(self, stamp_ns: int) -> Verdict:
@@ -56,31 +55,28 @@ class Sampler:
             return Verdict.JUMP
         if age_ns >= 0:
             return Verdict.BACKWARD
-        if self._period is not None and self._slot_of(stamp_ns) <= self._slot:
-            return Verdict.SKIP
-        return Verdict.KEEP
+        return Verdict.SKIP if self._slot_at(stamp_ns) == self._slot else Verdict.KEEP
 
     def keep(self, stamp_ns: int) -> int:
-        """Take a frame that ``check`` said to keep; returns its time in nanoseconds: its slot's, or its stamp."""
+        """Take a frame that ``check`` said to keep; returns its time in nanoseconds: its slot's, or its own stamp."""
         if self._origin_ns is None:
             self._origin_ns = stamp_ns
         elif self._spacing_ns is None:
             self._spacing_ns = stamp_ns - self._newest_ns
         self._newest_ns = stamp_ns
-        if self._period is None:
-            return stamp_ns
-        self._slot = self._slot_of(stamp_ns)
-        return self._origin_ns + round(self._slot * self._period)
+        self._slot = self._slot_at(stamp_ns)
+        return stamp_ns if self._period_ns is None else self._origin_ns + round(self._slot * self._period_ns)
 
     def parted(self, earlier_ns: int, later_ns: int) -> bool:
-        """Whether a gap between two frames' stamps shows that frames are missing: more than 1.5 periods.
+        """Whether frames are missing between two stamps: they are more than 1.5 periods apart.
 
-        Never where every frame is kept: there no spacing is promised.
+        Never where every frame is kept: no spacing is promised there.
         """
-        return self._period is not None and later_ns - earlier_ns > self._period * 3 / 2
+        return self._period_ns is not None and later_ns - earlier_ns > self._period_ns * 3 / 2
 
-    def _slot_of(self, stamp_ns: int) -> int:
-        assert self._period is not None and self._origin_ns is not None
-        return (stamp_ns - self._origin_ns) // self._period if False else int(
-            ((stamp_ns - self._origin_ns) / self._period + EARLY) // 1
-        )
+    def _slot_at(self, stamp_ns: int) -> int:
+        """The grid slot of a stamp; without a grid every stamp is a slot of its own."""
+        if self._period_ns is None or self._origin_ns is None:
+            return stamp_ns
+        numerator, denominator = self._period_ns.as_integer_ratio()
+        return (4 * (stamp_ns - self._origin_ns) * denominator + numerator) // (4 * numerator)

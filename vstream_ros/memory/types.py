@@ -15,7 +15,7 @@ class Verdict(enum.Enum):
 
     KEEP = "kept"
     SKIP = "between two sampling slots"  # normal: the camera is faster than the sampling grid
-    BACKWARD = "older than the newest frame"  # dropped and counted
+    BACKWARD = "not newer than the newest frame"  # dropped and counted
     JUMP = "a jump back in time"  # adding it clears this camera's memory first
 
 
@@ -47,13 +47,11 @@ class Tubelet:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """What memory hands to the engine: immutable, without duplicates, in time order."""
+    """What one camera's memory hands to the engine: immutable, without duplicates, in time order."""
 
     tubelets: tuple[Tubelet, ...]
     second_per_grid: float
     """Nominal seconds from one tubelet to the next (temporal_patch_size x sampling period); pinned, not measured."""
-    epoch: int = 0
-    """The engine's memory epoch at which the clip was taken."""
 
     def __len__(self) -> int:
         return len(self.tubelets)
@@ -62,11 +60,6 @@ class Clip:
     def frame_count(self) -> int:
         """Number of real frames (repetitions not counted)."""
         return sum(len(t.stamps_ns) for t in self.tubelets)
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """Names of the cameras in order of first appearance."""
-        return tuple(dict.fromkeys(t.camera for t in self.tubelets))
 
 
 @dataclass(frozen=True)
@@ -83,7 +76,9 @@ class FrameStatus:
     star_frames: int = 0
     star_capacity: int = 0
     stream_frames: int = 0
+    """Pending frames included."""
     stream_capacity: int = 0
+    """The most frames the stream can hold, just before it slides; a slide leaves ``stream_window_size``."""
 
     @property
     def kept(self) -> bool:
@@ -95,7 +90,9 @@ class FrameStatus:
             parts.append(f"memory cleared: {self.cleared}")
         if self.kept:
             parts.append(f"importance {self.importance:.2f}" + (", scene change" if self.scene_change else ""))
-        parts.append(f"star {self.star_frames}/{self.star_capacity}, stream {self.stream_frames}/{self.stream_capacity}")
+        parts.append(
+            f"star {self.star_frames}/{self.star_capacity}, stream {self.stream_frames}/{self.stream_capacity}"
+        )
         return "; ".join(parts)
 
 
@@ -111,10 +108,16 @@ class MemoryStatus:
     star_frames: int
     star_capacity: int
     stream_frames: int
+    """Pending frames included."""
     stream_capacity: int
+    """The most frames the stream can hold, just before it slides; a slide leaves ``stream_window_size``."""
     tubelets: int
+    """Complete and sealed ones: those that may be cached."""
     nbytes: int
+    """Bytes of all stored frames, pending ones and repetitions included."""
     oldest_stamp_ns: int
     newest_stamp_ns: int
     clears: dict[str, int] = field(default_factory=dict)
     """How often the memory was cleared, by reason."""
+    last_rejection: str = ""
+    """Why the last frame was rejected ("" if none was)."""

@@ -176,7 +176,7 @@ class QwenVideoModel(VideoModel):
     @torch.inference_mode()
     def encode(self, tubelets: Sequence[Tubelet]) -> list[TubeletFeatures]:
         pixels = self.processor.video_processor(
-            [torch.from_numpy(t.frames).permute(0, 3, 1, 2) for t in tubelets],
+            [torch.tensor(t.frames).permute(0, 3, 1, 2) for t in tubelets],
             do_resize=False,
             do_sample_frames=False,
             cap_pixels_per_frame=False,
@@ -274,7 +274,7 @@ class QwenVideoModel(VideoModel):
         return run_generate(self.model, self.native_inputs(segments, question, true_time=true_time), options)
 
     def _check_layout(self) -> None:
-        """Compare ``build_prompt`` with the processor on a small clip; raises ``ModelFailedError`` where they differ."""
+        """Compare ``build_prompt`` with the processor on a small clip; ``ModelFailedError`` where they differ."""
         size, patch = 2 * self.frame_spec.factor, self.frame_spec.temporal_patch_size
         frames = np.zeros((patch, size, size, 3), dtype=np.uint8)
         tubelets = tuple(

@@ -16,12 +16,10 @@ from pathlib import Path
 
 import rclpy
 from rclpy.duration import Duration
-from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
-from rclpy.utilities import remove_ros_args
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rosgraph_msgs.msg import Clock
@@ -77,15 +75,13 @@ class BagPlayer:
             topic: node.create_publisher(MESSAGE_CLASSES[source.topic_types[topic]], topic, qos)
             for topic in source.topics
         }
+        self.topics = [publisher.topic_name for publisher in self._publishers.values()]
+        """The names the topics are published under, after remapping."""
         self._clock = _ClockPublisher(node, self._pacer) if options.clock else None
         self.published = 0
         self.skipped = 0
         self.worst_delay_s = 0.0
         """How late the latest message went out."""
-
-    def topics(self) -> list[str]:
-        """Return the names the topics are published under (after remapping), in the bag's order."""
-        return [publisher.topic_name for publisher in self._publishers.values()]
 
     def wait_for_subscribers(self) -> list[str]:
         """Wait until each topic has a subscription, and return the topics that got none in time."""
@@ -96,7 +92,7 @@ class BagPlayer:
                 break
             if self._stop.wait(0.02):
                 return missing
-        if len(missing) < len(self._publishers):
+        if len(missing) < len(self._publishers) and self._options.wait_subscribers_s > 0.0:
             self._stop.wait(SETTLE_S)
         return missing
 
@@ -105,7 +101,7 @@ class BagPlayer:
         task = None
         if progress is not None:
             total = None if self._options.loop else self._source.frame_count or None
-            task = progress.add_task(", ".join(self.topics()), total=total)
+            task = progress.add_task(", ".join(self.topics), total=total)
         frames = Prefetcher(self._source, loop=self._options.loop)
         try:
             for item in frames:
@@ -206,23 +202,44 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part our own arguments from those between ``--ros-args`` and ``--`` or the end, which are ROS's.
+
+    rclpy's ``remove_ros_args`` would also take a ``FROM:=TO`` of ours, for the sake of a syntax of ROS 1.
+    """
+    own: list[str] = []
+    ros: list[str] = []
+    current = own
+    for word in words:
+        if word == "--ros-args":
+            current = ros
+        if current is own or word != "--":
+            current.append(word)
+        else:
+            current = own
+    return own, ros
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the executable. ``argv`` as in ``sys.argv``. Returns 0, also after SIGINT; 1 on failure; 2 on usage."""
     argv = list(sys.argv if argv is None else argv)
-    args = build_parser().parse_args(remove_ros_args(argv)[1:])
+    own, ros = split_arguments(argv[1:])
+    args = build_parser().parse_args(own)
+    for rule in args.remap:
+        ros += ["--ros-args", "-r", rule]
     out, notes = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        _run(args, argv, stop, out, notes)
+        _run(args, [argv[0], *ros], stop, out, notes)
     except VStreamError as error:
         notes.print(f"bag_player: {error}", style="red", markup=False)
         return 1
     return 0
 
 
-def _run(args: argparse.Namespace, argv: list[str], stop: threading.Event, out: Console, notes: Console) -> None:
+def _run(args: argparse.Namespace, ros_argv: list[str], stop: threading.Event, out: Console, notes: Console) -> None:
     options = PlayerOptions(
         rate=args.rate, loop=args.loop, clock=args.clock, reliable=args.reliability == "reliable",
         wait_subscribers_s=args.wait_subscribers, restamp=args.restamp,
@@ -231,19 +248,23 @@ def _run(args: argparse.Namespace, argv: list[str], stop: threading.Event, out: 
         raise InvalidRequestError(f"{args.bag} is no bag; make one first: vstream record {args.bag} BAG")
     with open_source(args.bag, args.topics) as source:
         assert isinstance(source, BagSource)
-        # Our own handlers stay, so that the last messages are flushed before the context goes.
-        rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
         try:
-            rules = [word for rule in args.remap for word in ("-r", rule)]
-            node = Node("bag_player", cli_args=["--ros-args", *rules] if rules else None)
+            # Our own handlers stay, so that the last messages are flushed before the context goes.
+            rclpy.init(args=ros_argv, signal_handler_options=SignalHandlerOptions.NO)
+            node = Node("bag_player")
             player = BagPlayer(node, source, options, stop)
+        except (RuntimeError, ValueError) as error:  # what rcl says of wrong ROS arguments and of topic names
+            rclpy.try_shutdown()
+            raise InvalidRequestError(str(error).split(", at ")[0]) from error
+        try:
             _play(player, stop, notes)
         finally:
+            node.destroy_node()
             rclpy.shutdown()
     words = "interrupted, published" if stop.is_set() else "published"
     late = f", at most {player.worst_delay_s * 1e3:.0f} ms late" if player.published else ""
     damaged = f", {player.skipped} damaged messages left out ({source.last_fault})" if player.skipped else ""
-    out.print(f"{words} {player.published} messages on {', '.join(player.topics())}{late}{damaged}", markup=False)
+    out.print(f"{words} {player.published} messages on {', '.join(player.topics)}{late}{damaged}", markup=False)
 
 
 def _play(player: BagPlayer, stop: threading.Event, notes: Console) -> None:

@@ -13,7 +13,7 @@ from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
 
 from vstream_ros.errors import InvalidRequestError
-from vstream_ros.images import decode_compressed, decode_image
+from vstream_ros.images import SizeRule, decode_compressed, decode_image
 from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.replay.sources import Frame, Source
 
@@ -38,8 +38,8 @@ class BagFrame(Frame):
         stamp = message.header.stamp
         self.stamp_ns = stamp.sec * NANOSECONDS + stamp.nanosec or receive_ns
 
-    def rgb(self) -> np.ndarray:
-        return (decode_image if self.msgtype == IMAGE else decode_compressed)(self.message)
+    def rgb(self, size: SizeRule = None) -> np.ndarray:
+        return (decode_image if self.msgtype == IMAGE else decode_compressed)(self.message, size)
 
 
 class BagSource(Source):

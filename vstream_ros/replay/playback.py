@@ -87,15 +87,16 @@ class Prefetcher:
             first_ns: int | None = None
             due_ns = start_ns
             count = 0
-            for frame in self._source:
-                assert isinstance(frame, BagFrame)
-                if first_ns is None:
-                    first_ns = frame.receive_ns
-                due_ns = start_ns + frame.receive_ns - first_ns
-                count += 1
-                if not self._put(ScheduledFrame(frame, due_ns, pass_index)):
-                    return
-            self.skipped += self._source.skipped
+            try:
+                for frame in self._source:
+                    assert isinstance(frame, BagFrame)
+                    first_ns = frame.receive_ns if first_ns is None else first_ns
+                    due_ns = start_ns + frame.receive_ns - first_ns
+                    count += 1
+                    if not self._put(ScheduledFrame(frame, due_ns, pass_index)):
+                        return
+            finally:
+                self.skipped += self._source.skipped
             if not self._loop:
                 return
             # The gap between two passes is the mean spacing within one; a bag of one frame repeats it every second.

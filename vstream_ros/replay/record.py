@@ -152,7 +152,7 @@ class _Recorder:
             if not self._wanted(frame.stamp_ns):
                 continue
             try:
-                pixels = frame.rgb()
+                pixels = frame.rgb(self._options.size and self._options.size[::-1])
             except FrameError:
                 undecodable += 1
                 continue
@@ -178,8 +178,6 @@ class _Recorder:
         return True
 
     def _message(self, pixels: np.ndarray, stamp_ns: int) -> object:
-        if self._options.size is not None:
-            pixels = cv2.resize(pixels, self._options.size, interpolation=cv2.INTER_AREA)
         seconds, nanoseconds = divmod(stamp_ns, NANOSECONDS)
         header = _Header(stamp=_Time(sec=seconds, nanosec=nanoseconds), frame_id=self._options.frame_id)
         encoding = self._options.encoding

@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 
 from vstream_ros.errors import InvalidRequestError
+from vstream_ros.images import SizeRule
 
 BAG_SUFFIXES = (".mcap", ".db3")
 
@@ -24,8 +25,12 @@ class Frame(ABC):
     """When the recorder got it: never goes back within a bag, and orders the frames. Replay is paced by it."""
 
     @abstractmethod
-    def rgb(self) -> np.ndarray:
-        """Return the image as (height, width, 3) uint8 in RGB order. Raises ``FrameError`` if it can't be decoded."""
+    def rgb(self, size: SizeRule = None) -> np.ndarray:
+        """Return the image as (height, width, 3) uint8 in RGB order.
+
+        ``size``: (height, width), or a function that makes it of the image's own (``engine.frame_size``); None: as
+        recorded. Raises ``FrameError`` if the image can't be decoded.
+        """
 
 
 class Source(ABC):

@@ -15,6 +15,8 @@ import av
 import numpy as np
 
 from vstream_ros.errors import FrameError, InvalidRequestError
+from vstream_ros.images import SizeRule
+from vstream_ros.memory.resize import resize_rgb
 from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.replay.sources import Frame, Source
 
@@ -32,14 +34,15 @@ class VideoFrame(Frame):
         self.receive_ns = receive_ns
         self._picture = picture
 
-    def rgb(self) -> np.ndarray:
+    def rgb(self, size: SizeRule = None) -> np.ndarray:
         try:
             pixels = self._picture.to_ndarray(format="rgb24")
         except (av.FFmpegError, ValueError) as error:
             raise FrameError(f"the frame at {self.stamp_ns / NANOSECONDS:.3f} s can't be converted: {error}") from error
         # Phones store portrait video lying down, with the rotation beside it; PyAV before 14 does not tell it.
         quarter_turns = round(getattr(self._picture, "rotation", 0) / 90) % 4
-        return np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+        pixels = np.ascontiguousarray(np.rot90(pixels, quarter_turns))
+        return pixels if size is None else resize_rgb(pixels, size(*pixels.shape[:2]) if callable(size) else size)
 
 
 class VideoSource(Source):

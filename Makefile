@@ -1,0 +1,55 @@
+# make demo, make test: everything from a fresh clone (see README.md). The work is in tools/environment.py.
+
+PYTHON ?= python3
+ifeq ($(shell command -v $(PYTHON)),)
+  $(error $(PYTHON) not found: install Python 3.10 to 3.13 (Debian, Ubuntu: apt install python3 python3-venv python3-dev))
+endif
+
+# A variable that is given on make's command line is meant for this run; one that the shell brings along is the robot's.
+ifeq ($(origin ROS_DISTRO),command line)
+  DISTRO := --distro $(ROS_DISTRO)
+endif
+ifeq ($(origin ROS_DOMAIN_ID),command line)
+  export VSTREAM_DOMAIN_ID := $(ROS_DOMAIN_ID)
+endif
+
+ENVIRONMENT := $(PYTHON) tools/environment.py $(DISTRO)
+IN := $(ENVIRONMENT) exec --
+TESTS ?= test/unit test/node test/system
+
+# Plugins of a sourced ROS 2 or of the wheels break under a newer pytest, and none is used: pyproject.toml names those that are.
+test: export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
+
+.PHONY: help env build lint test demo bench clean
+
+help:
+	@echo 'make demo    watch a video and answer questions about it (VIDEO=file MODEL=folder-or-hub-id QUESTION=text)'
+	@echo 'make test    lint, then the tests of all three tiers (TESTS="test/unit" for some; ROS_DISTRO=jazzy)'
+	@echo 'make bench   measure the camera path into build/bench_camera.json'
+	@echo 'make build   create the environment and build the package with colcon'
+	@echo 'make env     create the environment only'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make clean   remove build/, the environments included'
+	@echo 'Variables: PYTHON=python3.12, ROS_DISTRO=kilted or jazzy where no ROS 2 is sourced, ROS_DOMAIN_ID.'
+
+env build:
+	@$(ENVIRONMENT) $@
+
+lint:
+	@$(IN) ruff check .
+	@$(IN) mypy
+
+test: lint
+	@$(IN) pytest $(TESTS) $(ARGS)
+
+demo: export VIDEO := $(VIDEO)
+demo: export MODEL := $(MODEL)
+demo: export QUESTION := $(QUESTION)
+demo:
+	@$(IN) vstream demo $${VIDEO:+--video "$$VIDEO"} $${MODEL:+--model "$$MODEL"} $${QUESTION:+--question "$$QUESTION"}
+
+bench:
+	@$(IN) python -m benchmarks.camera --out build/bench_camera.json $(ARGS)
+
+clean:
+	rm -rf build install log

@@ -1,0 +1,249 @@
+"""Is a cached answer the native one? Randomised streams, compared on tokens and on logits, with negative controls.
+
+Tokens alone are nearly blind to a wrong cache, so every comparison looks at the logits of every generated token. The
+controls damage the cache on purpose and must be seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from vstream_ros.engine.answerer import ClipAnswerer
+from vstream_ros.engine.config import EngineConfig
+from vstream_ros.engine.segments import clip_segments
+from vstream_ros.engine.types import Question
+from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager
+from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.models.base import GenerationOptions, Prompt
+from vstream_ros.models.qwen import QwenVideoModel
+
+LOGIT_TOLERANCE = 1e-4
+CONTROL_THRESHOLD = 1e-2
+WORDS = "what who where when is was the red car person left right door now before after seen moving".split()
+
+
+@dataclasses.dataclass
+class Generated:
+    """Tokens and the logits that each was chosen from, (tokens, vocabulary) float32."""
+
+    tokens: list[int]
+    logits: torch.Tensor
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Two answers side by side. The difference is taken up to the first token that differs."""
+
+    tokens_equal: bool
+    logit_difference: float
+
+    @property
+    def equal(self) -> bool:
+        return self.tokens_equal and self.logit_difference <= LOGIT_TOLERANCE
+
+
+def compare(one: Generated, other: Generated) -> Comparison:
+    """Largest absolute logit difference over the steps whose inputs were the same."""
+    steps = min(len(one.tokens), len(other.tokens))
+    differs = [k for k in range(steps) if one.tokens[k] != other.tokens[k]]
+    comparable = min(differs[0] + 1 if differs else steps, one.logits.shape[0], other.logits.shape[0])
+    difference = (one.logits[:comparable] - other.logits[:comparable]).abs().max().item()
+    return Comparison(one.tokens == other.tokens, difference)
+
+
+@contextmanager
+def recorded_logits(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Collects the last row of everything that the language model's head computes."""
+    rows: list[torch.Tensor] = []
+    hook = model.lm_head.register_forward_hook(lambda _m, _i, output: rows.append(output[0, -1].float().cpu().clone()))
+    try:
+        yield rows
+    finally:
+        hook.remove()
+
+
+def cached_answer(answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Question) -> Generated:
+    """The engine's answer."""
+    with recorded_logits(answerer.model.model) as rows:  # type: ignore[attr-defined]
+        answer = answerer.answer(clips, question)
+    return Generated(list(answer.token_ids), torch.stack(rows))
+
+
+def native_answer(answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Question) -> Generated:
+    """Plain ``model.generate`` over the same frames: one call of the installed processor, no cache."""
+    model = answerer.model
+    assert isinstance(model, QwenVideoModel)
+    segments = clip_segments(clips, answerer.cameras, answerer.config.camera_block_s)
+    options = GenerationOptions(question.max_new_tokens, question.temperature, question.seed)
+    true_time = answerer.config.time_positions == "true"
+    with recorded_logits(model.model) as rows:
+        tokens = model.native_generate(segments, question.text, options, true_time=true_time)
+    return Generated(tokens, torch.stack(rows))
+
+
+# -- negative controls: each damages what the next answer is computed from -------------------------------------------
+
+
+def _swap_tubelets(answerer: ClipAnswerer, clips: tuple[Clip, ...], rng: np.random.Generator) -> tuple[Clip, ...]:
+    """Two tubelets of the longest clip change places (ids and times stay): needs two of them."""
+    index = max(range(len(clips)), key=lambda k: len(clips[k]))
+    tubelets = list(clips[index].tubelets)
+    a, b = rng.choice(len(tubelets), 2, replace=False)
+    one, other = tubelets[a], tubelets[b]
+    tubelets[a] = dataclasses.replace(one, frames=other.frames)
+    tubelets[b] = dataclasses.replace(other, frames=one.frames)
+    swapped = dataclasses.replace(clips[index], tubelets=tuple(tubelets))
+    return (*clips[:index], swapped, *clips[index + 1 :])
+
+
+def control_tubelets_swapped(
+    answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Question, rng: np.random.Generator
+) -> Generated:
+    """Two tubelets' pixels in each other's place."""
+    answerer.drop_caches()
+    return cached_answer(answerer, _swap_tubelets(answerer, clips, rng), question)
+
+
+def control_position_off(
+    answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Question, rng: np.random.Generator
+) -> Generated:
+    """The text after the video stands one position too late."""
+    answerer.drop_caches()
+    model = answerer.model
+    build = model.build_prompt
+
+    def shifted(*args: Any, **kwargs: Any) -> Prompt:
+        prompt = build(*args, **kwargs)
+        positions = prompt.position_ids.copy()
+        positions[1:, prompt.prefix_length :] += 1
+        return dataclasses.replace(prompt, position_ids=positions)
+
+    model.build_prompt = shifted  # type: ignore[method-assign]
+    try:
+        return cached_answer(answerer, clips, question)
+    finally:
+        del model.build_prompt
+
+
+def control_stale_feature(
+    answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Question, rng: np.random.Generator
+) -> Generated:
+    """One tubelet's features are those of other pixels."""
+    answerer.drop_caches()
+    clip = clips[int(rng.integers(len(clips)))]
+    victim = clip.tubelets[int(rng.integers(len(clip)))]
+    other = dataclasses.replace(victim, frames=np.ascontiguousarray(255 - victim.frames[:, ::-1]))
+    answerer.vision.features([other])  # stored under the victim's id
+    return cached_answer(answerer, clips, question)
+
+
+CONTROLS: dict[str, Callable[..., Generated]] = {
+    "tubelets_swapped": control_tubelets_swapped,
+    "position_off_by_one": control_position_off,
+    "stale_feature": control_stale_feature,
+}
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+def random_frame(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8: coarse colour patches, different at every call."""
+    coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def random_question(rng: np.random.Generator, max_new_tokens: int = 6) -> Question:
+    """A few words, sometimes with what looks like a control token."""
+    words = list(rng.choice(WORDS, int(rng.integers(1, 8))))
+    if rng.random() < 0.2:
+        words.append("<|video_pad|>")
+    return Question(" ".join(words) + "?", max_new_tokens=max_new_tokens)
+
+
+@dataclasses.dataclass
+class StreamResult:
+    """One randomised stream: every answer's comparison, and each control's largest logit difference."""
+
+    comparisons: list[Comparison]
+    controls: dict[str, float]
+
+
+def run_stream(
+    model: QwenVideoModel, seed: int, *, cameras: int = 1, steps: int = 4, with_controls: bool = True
+) -> StreamResult:
+    """Grow, slide, evict, clear and ask at random, and compare every answer with native."""
+    rng = np.random.default_rng(seed)
+    names = [f"camera{k}" for k in range(cameras)]
+    sampled = bool(rng.random() < 0.5)
+    memory = MemoryConfig(
+        star_memory_size=int(rng.choice([2, 4, 6])),
+        stream_window_size=int(rng.choice([2, 4, 8])),
+        stream_slide=int(rng.integers(1, 4)),
+        sample_rate_hz=2.0 if sampled else None,
+        include_pending=bool(rng.random() < 0.7),
+    )
+    config = EngineConfig(
+        time_positions=str(rng.choice(["true", "index"])),
+        prefill_chunk_tubelets=int(rng.integers(1, 5)),
+        camera_block_s=float(rng.choice([1.0, 3.0])),
+        features_max_bytes=int(rng.choice([0, 1 << 30])),
+    )
+    managers = {name: SmartFrameManager(memory, camera=name) for name in names}
+    # Ids must be unique over cameras, as CameraMemories makes them.
+    offsets = {name: k * 1_000_000 for k, name in enumerate(names)}
+    answerer = ClipAnswerer(model, config, names)
+    factor = model.frame_spec.factor
+    sizes = {name: (factor * int(rng.integers(2, 5)), factor * int(rng.integers(2, 5))) for name in names}
+    times = dict.fromkeys(names, 0)
+    comparisons: list[Comparison] = []
+
+    def clips() -> tuple[Clip, ...]:
+        taken = []
+        for name, manager in managers.items():
+            clip = manager.clip()
+            if clip.tubelets:
+                moved = (dataclasses.replace(t, id=t.id + offsets[name]) for t in clip.tubelets)
+                taken.append(dataclasses.replace(clip, tubelets=tuple(moved)))
+        return tuple(taken)
+
+    for step in range(steps):
+        for name, manager in managers.items():
+            if step and rng.random() < 0.1:
+                manager.clear("at random")
+                times[name] = 0
+            for _ in range(int(rng.integers(1, 12))):
+                gap = 0.5 + rng.uniform(-0.01, 0.01) if rng.random() < 0.85 else rng.uniform(0.6, 5.0)
+                times[name] += round(gap * NANOSECONDS)
+                manager.add_frame(random_frame(rng, *sizes[name]), times[name])
+                manager.check_integrity()
+        if not clips():
+            continue
+        for _ in range(int(rng.integers(1, 4))):
+            question = random_question(rng)
+            cached = cached_answer(answerer, clips(), question)
+            answerer.timeline.check_integrity()
+            answerer.vision.check_integrity()
+            comparisons.append(compare(cached, native_answer(answerer, clips(), question)))
+
+    controls = {}
+    if with_controls:
+        while max(map(len, clips()), default=0) < 2:
+            name = names[0]
+            times[name] += NANOSECONDS // 2
+            managers[name].add_frame(random_frame(rng, *sizes[name]), times[name])
+        # Without features cached from before; a cache of zero bytes could not hold the stale feature either.
+        control_answerer = ClipAnswerer(model, dataclasses.replace(config, features_max_bytes=1 << 30), names)
+        question = random_question(rng)
+        native = native_answer(control_answerer, clips(), question)
+        for label, control in CONTROLS.items():
+            damaged = control(control_answerer, clips(), question, rng)
+            controls[label] = compare(damaged, native).logit_difference
+    return StreamResult(comparisons, controls)

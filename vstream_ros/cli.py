@@ -1,0 +1,206 @@
+"""The command ``vstream``: ask about a recording, make a bag of a video, run the demo.
+
+Exit codes: 0 success, 1 failure (one line on stderr says why), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from rich.console import Console
+
+from vstream_ros import __version__
+from vstream_ros.engine.config import EngineConfig
+from vstream_ros.errors import VStreamError
+from vstream_ros.memory.config import MemoryConfig
+from vstream_ros.memory.types import NANOSECONDS
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
+ASK_TIMEOUT_S = 3600.0
+"""Offline nobody waits for the answer by the clock of a robot, and a CPU takes minutes for a clip."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; ``argv`` without the program's name. Returns the exit code."""
+    args = build_parser().parse_args(argv)
+    notes = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        return args.run(args, Console(highlight=False), notes)
+    except VStreamError as error:
+        if args.debug:
+            raise
+        notes.print(f"vstream: {error}", style="red", markup=False)
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        notes.print("vstream: interrupted")
+    return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(prog="vstream", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"vstream {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, add, run, text in (
+        ("ask", _add_ask, _ask, "answer questions about a video or a bag, without ROS"),
+        ("record", _add_record, _record, "make a ROS 2 bag of a video"),
+        ("demo", _add_demo, _demo, "run the node on a recording and ask it through its service"),
+    ):
+        command = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        add(command)
+        command.add_argument("--debug", action="store_true", help="show the stack trace of a failure")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _add_ask(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recording", type=Path, metavar="VIDEO_OR_BAG", help="video, rosbag2 folder, .mcap or .db3")
+    parser.add_argument("questions", nargs="+", metavar="QUESTION", help="asked in this order")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="hub id or checkpoint folder")
+    parser.add_argument("--device", default=EngineConfig.device, help="auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument("--local-files-only", action="store_true", help="never ask the model hub")
+    parser.add_argument("--topic", action="append", metavar="TOPIC", help="image topic of a bag, repeatable; all if not given")
+    parser.add_argument("--sample-rate", type=float, default=2.0, metavar="HZ", help="frames per second to keep")
+    parser.add_argument("--star-memory-size", type=int, default=MemoryConfig.star_memory_size, metavar="FRAMES")
+    parser.add_argument("--stream-window-size", type=int, default=MemoryConfig.stream_window_size, metavar="FRAMES")
+    parser.add_argument("--max-new-tokens", type=int, default=EngineConfig.max_new_tokens, metavar="N")
+    parser.add_argument("--timeout", type=float, default=ASK_TIMEOUT_S, metavar="SECONDS", help="for each question")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+
+
+def _add_record(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", type=Path)
+    parser.add_argument("bag", type=Path, help="the rosbag2 folder to make")
+    parser.add_argument("--storage", choices=("sqlite3", "mcap"), default="sqlite3")
+    parser.add_argument("--topic", default="", help="/camera/image_raw, with --compressed .../compressed, if not given")
+    parser.add_argument("--encoding", choices=("bgr8", "rgb8", "mono8"), default="bgr8")
+    parser.add_argument("--compressed", action="store_true", help="write CompressedImage (JPEG) instead of Image")
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
+    parser.add_argument("--rate", type=float, metavar="HZ", help="frames per second to keep; all if not given")
+    parser.add_argument("--size", type=parse_size, metavar="WIDTHxHEIGHT", help="the video's if not given")
+    parser.add_argument(
+        "--start-stamp", type=parse_seconds, metavar="SECONDS", default="1704067200",
+        help="header stamp of the video's start, or 'now'",
+    )
+    parser.add_argument("--frame-id", default="camera")
+    parser.add_argument("--force", action="store_true", help="replace a bag that exists")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--video", type=Path, help="a street scene of 10 s is fetched if not given")
+    parser.add_argument("--model", help="hub id or checkpoint folder; random weights if not given")
+    parser.add_argument("--question", default="What is happening in this video?")
+    parser.add_argument("--workdir", type=Path, default=Path("build/demo"), help="for the bag, the log and downloads")
+
+
+def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
+    from vstream_ros.replay.ask import Reply, ask_all, camera_names, feed
+    from vstream_ros.replay.report import frame_progress, metrics_table, print_answer
+    from vstream_ros.replay.sources import open_source
+
+    memory = MemoryConfig(
+        star_memory_size=args.star_memory_size, stream_window_size=args.stream_window_size,
+        sample_rate_hz=args.sample_rate,
+    )
+    config = EngineConfig(
+        device=args.device, local_files_only=args.local_files_only, max_new_tokens=args.max_new_tokens,
+        timeout_s=args.timeout,
+    )
+    with open_source(args.recording, args.topic) as source:
+        # After what can fail at once: torch takes seconds to import.
+        from vstream_ros.engine import DelayedBatchInferenceEngine
+
+        cameras = camera_names(source.topics)
+        with DelayedBatchInferenceEngine(
+            args.model, config=config, memory={camera: memory for camera in cameras.values()}
+        ) as engine:
+            with notes.status(f"loading {args.model}"):
+                engine.load().result()
+            with frame_progress(notes) as progress:
+                task = progress.add_task("reading frames", total=None)
+                fed = feed(
+                    engine, source, cameras,
+                    lambda read, total: progress.update(task, completed=read, total=max(read, total)),
+                )
+            if fed.damaged:
+                notes.print(f"{fed.damaged} damaged frames left out: {fed.last_fault}", style="yellow", markup=False)
+            replies: list[Reply] = []
+            for reply in ask_all(engine, args.questions):
+                replies.append(reply)
+                if reply.error_code:
+                    notes.print(f"vstream: {reply.error_code}: {reply.message}", style="red", markup=False)
+                if not args.json:
+                    print_answer(out, len(replies), reply.question, reply.answer)
+    if args.json:
+        document = {
+            "recording": str(args.recording), "model": args.model, "frames": dataclasses.asdict(fed),
+            "answers": [reply.as_dict() for reply in replies],
+        }
+        out.print_json(json.dumps(document))
+    elif answered := [reply.metrics for reply in replies if reply.metrics]:
+        out.print(metrics_table(answered))
+    return int(any(reply.error_code for reply in replies))
+
+
+def _record(args: argparse.Namespace, out: Console, notes: Console) -> int:
+    from vstream_ros.replay.record import RecordOptions, record
+    from vstream_ros.replay.report import frame_progress, mebibytes
+
+    options = RecordOptions(
+        topic=args.topic, storage=args.storage, compressed=args.compressed, quality=args.quality,
+        encoding=args.encoding, rate_hz=args.rate, size=args.size, start_ns=args.start_stamp, frame_id=args.frame_id,
+    )
+    with frame_progress(notes) as progress:
+        task = progress.add_task(f"recording {args.video.name}", total=None)
+        summary = record(
+            args.video, args.bag, options, force=args.force,
+            on_progress=lambda read, total: progress.update(task, completed=read, total=max(read, total)),
+        )
+    size = sum(file.stat().st_size for file in args.bag.iterdir())
+    damaged = f", {summary.skipped} damaged ones left out" if summary.skipped else ""
+    length_s = (summary.last_stamp_ns - summary.first_stamp_ns) / NANOSECONDS
+    out.print(
+        f"{args.bag}: {summary.frames} frames{damaged} on {options.topic_name}, {length_s:.2f} s, {mebibytes(size)}",
+        markup=False, soft_wrap=True,
+    )
+    return 0
+
+
+def _demo(args: argparse.Namespace, out: Console, notes: Console) -> int:
+    from vstream_ros.demo import run_demo
+
+    return run_demo(args.workdir, args.video, args.model, args.question, out)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read "WIDTHxHEIGHT" into (width, height). Raises ``argparse.ArgumentTypeError``."""
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 640x480, got {text!r}")
+    return int(width), int(height)
+
+
+def parse_seconds(text: str) -> int:
+    """Read seconds with up to nine decimals, or "now", into nanoseconds. Raises ``argparse.ArgumentTypeError``."""
+    if text == "now":
+        return time.time_ns()
+    try:
+        # Not through a float: it holds today's nanoseconds to about 200 only.
+        return int(Decimal(text) * NANOSECONDS)
+    except (InvalidOperation, OverflowError, ValueError):
+        raise argparse.ArgumentTypeError(f"expected seconds such as 1704067200.5, or 'now', got {text!r}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Clip and question in, answer out. torch, no ROS; knows models only through their interface."""
+
+from vstream_ros.engine.config import EngineConfig
+from vstream_ros.engine.engine import DelayedBatchInferenceEngine
+from vstream_ros.engine.model_thread import PendingAnswer
+from vstream_ros.engine.types import (
+    Answer,
+    AnswerMetrics,
+    DeviceMemory,
+    EngineStatus,
+    ModelState,
+    Question,
+)
+
+__all__ = [
+    "Answer",
+    "AnswerMetrics",
+    "DelayedBatchInferenceEngine",
+    "DeviceMemory",
+    "EngineConfig",
+    "EngineStatus",
+    "ModelState",
+    "PendingAnswer",
+    "Question",
+]

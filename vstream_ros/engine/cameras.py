@@ -1,0 +1,143 @@
+"""The memories of all cameras behind one lock: any thread may add frames or take clips."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
+from vstream_ros.memory import Clip, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager, Verdict, resize_rgb
+from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.models.base import FrameSpec
+
+logger = logging.getLogger(__name__)
+
+
+class CameraMemories:
+    """One ``SmartFrameManager`` per camera. Thread-safe; the lock is held for a frame's bookkeeping only.
+
+    ``epoch`` counts how often anything was cleared: work that began under another epoch is void.
+    """
+
+    def __init__(self, configs: Mapping[str, MemoryConfig], frame_spec: FrameSpec) -> None:
+        """``configs`` by camera name, in prompt order; raises ``ConfigError`` when there is none."""
+        if not configs:
+            raise ConfigError("cameras must name at least one camera")
+        self._lock = threading.Lock()
+        ids = itertools.count()
+        self._memories = {
+            name: SmartFrameManager(
+                config, camera=name, temporal_patch_size=frame_spec.temporal_patch_size, ids=ids
+            )
+            for name, config in configs.items()
+        }
+        self._frame_spec = frame_spec
+        self._announcements: deque[str] = deque(maxlen=8)
+        self.epoch = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._memories)
+
+    @property
+    def announcements(self) -> tuple[str, ...]:
+        """Why the memory was cleared lately, newest last."""
+        with self._lock:
+            return tuple(self._announcements)
+
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) at which an image of this size is kept; raises ``FrameError`` for an impossible one."""
+        return self._frame_spec.fit(height, width)
+
+    def use_frame_spec(self, frame_spec: FrameSpec, reason: str) -> None:
+        """Take frames of other sizes from now on; clears everything where that changes something."""
+        with self._lock:
+            if frame_spec == self._frame_spec:
+                return
+            self._frame_spec = frame_spec
+            empty = not any(memory.status().tubelets for memory in self._memories.values())
+        if not empty:
+            self.clear(reason)
+
+    def check(self, camera: str, stamp_ns: int) -> Verdict:
+        """Whether a frame with this stamp is wanted, before anyone pays for its conversion; counts it as offered."""
+        with self._lock:
+            memory = self._memory(camera)
+            memory.count_offered()
+            return memory.check(stamp_ns)
+
+    def add_frame(self, frame: np.ndarray, stamp_ns: int | None, camera: str | None) -> FrameStatus:
+        """See ``DelayedBatchInferenceEngine.add_frame``."""
+        name = camera if camera is not None else self._only_name()
+        try:
+            image = self._fitted(frame)
+        except FrameError as error:
+            self.reject(name, str(error))
+            raise
+        with self._lock:
+            memory = self._memory(name)
+            status = memory.add_frame(image, _next_stamp(memory) if stamp_ns is None else stamp_ns)
+            if status.cleared:
+                self._announce(f"camera {name}: {status.cleared}")
+        return status
+
+    def reject(self, camera: str, reason: str) -> None:
+        """Count an image that could not be used."""
+        with self._lock:
+            self._memory(camera).reject(reason)
+
+    def clear(self, reason: str, camera: str | None = None) -> None:
+        """Forget the frames of one camera or of all."""
+        with self._lock:
+            for memory in self._memories.values() if camera is None else (self._memory(camera),):
+                memory.clear(reason)
+            self._announce(reason if camera is None else f"camera {camera}: {reason}")
+
+    def require(self, cameras: Sequence[str]) -> None:
+        """Raise ``InvalidRequestError`` for an unknown name."""
+        for camera in cameras:
+            self._memory(camera)
+
+    def clips(self, cameras: Sequence[str] = (), start_ns: int = 0, end_ns: int = 0) -> tuple[tuple[Clip, ...], int]:
+        """One clip per camera that has frames in the range (default: all cameras, all frames), and the epoch."""
+        with self._lock:
+            clips = [self._memory(name).clip(start_ns, end_ns) for name in cameras or self._memories]
+            return tuple(clip for clip in clips if clip.tubelets), self.epoch
+
+    def status(self) -> tuple[MemoryStatus, ...]:
+        """Fill and counters per camera."""
+        with self._lock:
+            return tuple(memory.status() for memory in self._memories.values())
+
+    def _fitted(self, frame: np.ndarray) -> np.ndarray:
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise FrameError(f"a frame must be an RGB uint8 array (height, width, 3), got {found}")
+        size = self.frame_size(*frame.shape[:2])
+        return frame if frame.shape[:2] == size else resize_rgb(frame, size)
+
+    def _memory(self, camera: str) -> SmartFrameManager:
+        if camera not in self._memories:
+            raise InvalidRequestError(f"unknown camera {camera!r}; there are: {', '.join(self._memories)}")
+        return self._memories[camera]
+
+    def _only_name(self) -> str:
+        if len(self._memories) != 1:
+            raise InvalidRequestError(f"name the camera of the frame, one of: {', '.join(self._memories)}")
+        return next(iter(self._memories))
+
+    def _announce(self, reason: str) -> None:
+        self.epoch += 1
+        self._announcements.append(reason)
+        logger.warning("memory cleared (epoch %d): %s", self.epoch, reason)
+
+
+def _next_stamp(memory: SmartFrameManager) -> int:
+    """One sampling period after the newest frame, for callers without a clock."""
+    status = memory.status()
+    return status.newest_stamp_ns + round(memory.period_s * NANOSECONDS) if status.stream_frames else 0

@@ -1,0 +1,128 @@
+"""Which model there is: loading, adopting and freeing it, and saying so to every thread."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from vstream_ros.engine.answerer import ClipAnswerer
+from vstream_ros.engine.config import EngineConfig
+from vstream_ros.engine.types import ModelState
+from vstream_ros.errors import ConfigError, ModelFailedError, NotReadyError, VStreamError
+from vstream_ros.models.base import FrameSpec, VideoModel
+from vstream_ros.models.loader import load_model, resolve_device, wrap_model
+
+
+class ModelHost:
+    """The state machine of the model. ``load``, ``free`` and ``adopt`` run in the model's thread, the rest anywhere.
+
+    Loads and frees are announced first (``announce_load``, ``announce_unload``), which changes the state at once, and
+    carried out later; one that was overtaken by a newer announcement is not carried out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: EngineConfig,
+        cameras: Sequence[str],
+        use_frame_spec: Callable[[FrameSpec, str], None],
+    ) -> None:
+        self._config = config
+        self._cameras = cameras
+        self._use_frame_spec = use_frame_spec
+        self._lock = threading.Lock()
+        self._name = name
+        self._state = ModelState.UNLOADED
+        self._error = ""
+        self._announced = 0
+        self.answerer: ClipAnswerer | None = None
+
+    def describe(self) -> tuple[str, ModelState, str]:
+        """Name, state, and why the last load failed."""
+        with self._lock:
+            return self._name, self._state, self._error
+
+    def require(self) -> None:
+        """Raise ``NotReadyError`` or ``ModelFailedError`` unless there is a model to ask."""
+        name, state, error = self.describe()
+        if state is ModelState.LOADING:
+            raise NotReadyError(f"{name} is still being loaded; ask again in a moment")
+        if state is ModelState.UNLOADED:
+            raise NotReadyError("no model is loaded; load one first (a node: activate it or call reload_model)")
+        if state is ModelState.FAILED:
+            raise ModelFailedError(error)
+
+    def announce_load(self, name: str | None) -> int:
+        """Be LOADING from now on (``name``: another checkpoint); returns the ticket for ``load``."""
+        with self._lock:
+            self._name = self._name if name is None else name
+            return self._announce(ModelState.LOADING)
+
+    def announce_unload(self) -> int:
+        """Be UNLOADED from now on; returns the ticket for ``free``."""
+        with self._lock:
+            return self._announce(ModelState.UNLOADED)
+
+    def load(self, ticket: int) -> None:
+        """Load the named checkpoint; raises ``VStreamError`` where it can't be, which is then the state too."""
+        name, _, _ = self.describe()
+        if ticket != self._announced:
+            return
+        config = self._config
+        try:
+            self.free()  # two models at a time may not fit
+            if not name:
+                raise ConfigError("no model is named; set the parameter model to a hub id or a folder")
+            model = load_model(
+                name,
+                device=config.device,
+                torch_dtype=config.torch_dtype,
+                attn_implementation=config.attn_implementation,
+                local_files_only=config.local_files_only,
+                min_pixels=config.min_pixels,
+                max_pixels=config.max_pixels,
+            )
+        except Exception as error:
+            with self._lock:
+                if ticket == self._announced:
+                    self._state = ModelState.FAILED
+                    known = isinstance(error, VStreamError)
+                    self._error = str(error) if known else f"{type(error).__name__}: {error}"
+            raise
+        if ticket == self._announced:
+            self.adopt(model)
+
+    def free(self) -> None:
+        """Give the weights and the caches back to the device."""
+        self.answerer = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def wrap(self, model: Any, processor: Any) -> VideoModel:
+        """A loaded transformers model behind the family's interface, moved to the configured device."""
+        if processor is None:
+            raise ConfigError("a loaded model needs its processor: pass processor=AutoProcessor.from_pretrained(…)")
+        config = self._config
+        if config.device != "auto":
+            model = model.to(resolve_device(config.device))
+        name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        return wrap_model(model, processor, name=name, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+
+    def adopt(self, model: VideoModel) -> None:
+        """Be READY with this model."""
+        self._use_frame_spec(model.frame_spec, f"{model.name} takes other frame sizes")
+        answerer = ClipAnswerer(model, self._config, self._cameras)
+        with self._lock:
+            self._name = model.name
+            self.answerer = answerer
+            self._state, self._error = ModelState.READY, ""
+
+    def _announce(self, state: ModelState) -> int:
+        self._state, self._error = state, ""
+        self._announced += 1
+        return self._announced

@@ -1,0 +1,70 @@
+"""Frames become tubelets here, once and for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from vstream_ros.memory.types import Tubelet
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredFrame:
+    """One kept frame on its way into a tubelet."""
+
+    pixels: np.ndarray
+    """(height, width, 3) uint8 RGB, read-only, owned by the memory."""
+    stamp_ns: int
+    time_ns: int
+    """The stamp, snapped to the sampling grid."""
+    importance: float
+    scene_change: bool
+
+
+class TubeletFormer:
+    """Collects consecutive frames until they are a tubelet. Not thread-safe.
+
+    A tubelet never holds a cut or a gap: ``seal`` closes an unfinished one by repeating its last frame.
+    """
+
+    def __init__(self, camera: str, temporal_patch_size: int, ids: Iterator[int]) -> None:
+        self._camera = camera
+        self._size = temporal_patch_size
+        self._ids = ids
+        self.pending: list[ScoredFrame] = []
+        """Frames that are no tubelet yet, at most ``temporal_patch_size - 1``."""
+
+    def add(self, frame: ScoredFrame) -> Tubelet | None:
+        """Take the next frame; returns the tubelet that it completes."""
+        self.pending.append(frame)
+        return self.seal() if len(self.pending) == self._size else None
+
+    def seal(self) -> Tubelet | None:
+        """Close the unfinished tubelet; None where no frame is pending."""
+        frames, self.pending = self.pending, []
+        return self._tubelet(frames, provisional=False) if frames else None
+
+    def provisional(self) -> Tubelet | None:
+        """The unfinished tubelet padded as ``seal`` would, under an id of its own, while its frames stay pending."""
+        return self._tubelet(self.pending, provisional=True) if self.pending else None
+
+    def clear(self) -> None:
+        """Forget the pending frames."""
+        self.pending = []
+
+    def _tubelet(self, frames: list[ScoredFrame], *, provisional: bool) -> Tubelet:
+        padding = self._size - len(frames)
+        pixels = np.stack([frame.pixels for frame in frames] + [frames[-1].pixels] * padding)
+        pixels.setflags(write=False)
+        return Tubelet(
+            id=next(self._ids),
+            camera=self._camera,
+            frames=pixels,
+            stamps_ns=tuple(frame.stamp_ns for frame in frames),
+            time_ns=frames[0].time_ns,
+            importance=max(frame.importance for frame in frames),
+            scene_change=any(frame.scene_change for frame in frames),
+            provisional=provisional,
+        )
