@@ -1,7 +1,7 @@
 # make demo, make test: everything from a fresh clone (see README.md). The work is in tools/environment.py.
 
 PYTHON ?= python3
-ifeq ($(shell command -v $(PYTHON)),)
+ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
   $(error $(PYTHON) not found: install Python 3.10 to 3.13 (Debian, Ubuntu: apt install python3 python3-venv python3-dev))
 endif
 

@@ -189,6 +189,7 @@ def run_stream(
         stream_slide=int(rng.integers(1, 4)),
         sample_rate_hz=2.0 if sampled else None,
         include_pending=bool(rng.random() < 0.7),
+        scene_threshold=float(rng.choice([0.3, 1.0])),  # 1: random frames don't count as scene cuts
     )
     config = EngineConfig(
         time_positions=str(rng.choice(["true", "index"])),

@@ -17,7 +17,6 @@ from pathlib import Path
 from rich.console import Console
 
 from vstream_ros import __version__
-from vstream_ros.engine.config import EngineConfig
 from vstream_ros.errors import VStreamError
 from vstream_ros.memory.config import MemoryConfig
 from vstream_ros.memory.types import NANOSECONDS
@@ -68,13 +67,13 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recording", type=Path, metavar="VIDEO_OR_BAG", help="video, rosbag2 folder, .mcap or .db3")
     parser.add_argument("questions", nargs="+", metavar="QUESTION", help="asked in this order")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="hub id or checkpoint folder")
-    parser.add_argument("--device", default=EngineConfig.device, help="auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--local-files-only", action="store_true", help="never ask the model hub")
-    parser.add_argument("--topic", action="append", metavar="TOPIC", help="image topic of a bag, repeatable; all if not given")
+    parser.add_argument("--topic", action="append", metavar="TOPIC", help="image topic of a bag, repeatable")
     parser.add_argument("--sample-rate", type=float, default=2.0, metavar="HZ", help="frames per second to keep")
     parser.add_argument("--star-memory-size", type=int, default=MemoryConfig.star_memory_size, metavar="FRAMES")
     parser.add_argument("--stream-window-size", type=int, default=MemoryConfig.stream_window_size, metavar="FRAMES")
-    parser.add_argument("--max-new-tokens", type=int, default=EngineConfig.max_new_tokens, metavar="N")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="length of an answer at most")
     parser.add_argument("--timeout", type=float, default=ASK_TIMEOUT_S, metavar="SECONDS", help="for each question")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
 
@@ -105,26 +104,25 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
-    from vstream_ros.replay.ask import Reply, ask_all, camera_names, feed
-    from vstream_ros.replay.report import frame_progress, metrics_table, print_answer
+    from vstream_ros.replay.ask import ask_all, camera_names, feed
+    from vstream_ros.replay.report import frame_progress, metrics_table, print_reply
     from vstream_ros.replay.sources import open_source
 
     memory = MemoryConfig(
         star_memory_size=args.star_memory_size, stream_window_size=args.stream_window_size,
         sample_rate_hz=args.sample_rate,
     )
-    config = EngineConfig(
-        device=args.device, local_files_only=args.local_files_only, max_new_tokens=args.max_new_tokens,
-        timeout_s=args.timeout,
-    )
     with open_source(args.recording, args.topic) as source:
         # After what can fail at once: torch takes seconds to import.
-        from vstream_ros.engine import DelayedBatchInferenceEngine
+        from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig
 
+        config = EngineConfig(
+            device=args.device, local_files_only=args.local_files_only, max_new_tokens=args.max_new_tokens,
+            timeout_s=args.timeout,
+        )
         cameras = camera_names(source.topics)
-        with DelayedBatchInferenceEngine(
-            args.model, config=config, memory={camera: memory for camera in cameras.values()}
-        ) as engine:
+        memories = dict.fromkeys(cameras.values(), memory)
+        with DelayedBatchInferenceEngine(args.model, config=config, memory=memories) as engine:
             with notes.status(f"loading {args.model}"):
                 engine.load().result()
             with frame_progress(notes) as progress:
@@ -135,21 +133,18 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
                 )
             if fed.damaged:
                 notes.print(f"{fed.damaged} damaged frames left out: {fed.last_fault}", style="yellow", markup=False)
-            replies: list[Reply] = []
-            for reply in ask_all(engine, args.questions):
+            replies = []
+            for number, reply in enumerate(ask_all(engine, args.questions), start=1):
                 replies.append(reply)
-                if reply.error_code:
-                    notes.print(f"vstream: {reply.error_code}: {reply.message}", style="red", markup=False)
-                if not args.json:
-                    print_answer(out, len(replies), reply.question, reply.answer)
+                print_reply(notes if args.json else out, number, reply)
     if args.json:
         document = {
             "recording": str(args.recording), "model": args.model, "frames": dataclasses.asdict(fed),
             "answers": [reply.as_dict() for reply in replies],
         }
         out.print_json(json.dumps(document))
-    elif answered := [reply.metrics for reply in replies if reply.metrics]:
-        out.print(metrics_table(answered))
+    elif metrics := [reply.metrics for reply in replies if not reply.error_code]:
+        out.print(metrics_table(metrics))
     return int(any(reply.error_code for reply in replies))
 
 

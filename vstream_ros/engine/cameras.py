@@ -67,21 +67,23 @@ class CameraMemories:
     def check(self, camera: str, stamp_ns: int) -> Verdict:
         """Whether a frame with this stamp is wanted, before anyone pays for its conversion; counts it as offered."""
         with self._lock:
-            memory = self._memory(camera)
-            memory.count_offered()
-            return memory.check(stamp_ns)
+            return self._memory(camera).count_offered(stamp_ns)
 
     def add_frame(self, frame: np.ndarray, stamp_ns: int | None, camera: str | None) -> FrameStatus:
         """See ``DelayedBatchInferenceEngine.add_frame``."""
         name = camera if camera is not None else self._only_name()
+        with self._lock:
+            memory = self._memory(name)
+            stamp_ns = _next_stamp(memory) if stamp_ns is None else stamp_ns
+            if memory.check(stamp_ns) in (Verdict.SKIP, Verdict.BACKWARD):
+                return memory.add_frame(frame, stamp_ns)  # drops it: no need to scale it first
         try:
             image = self._fitted(frame)
         except FrameError as error:
             self.reject(name, str(error))
             raise
         with self._lock:
-            memory = self._memory(name)
-            status = memory.add_frame(image, _next_stamp(memory) if stamp_ns is None else stamp_ns)
+            status = memory.add_frame(image, stamp_ns)
             if status.cleared:
                 self._announce(f"camera {name}: {status.cleared}")
         return status

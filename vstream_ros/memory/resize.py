@@ -48,10 +48,10 @@ def resize_rgb(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _halve(image: np.ndarray, *, rows: bool, columns: bool) -> np.ndarray:
-    """Halve the rows, the columns or both; an odd last line is left out.
+    """Halve the rows, the columns or both; an odd last line is left out (all of them: less than a pixel of the result).
 
     At exactly one half, bilinear sampling falls between two pixels and is their mean: the same as area averaging,
-    but quick for one direction too. Only whole factors are, and the line is less than half a pixel of the result.
+    but quick in one direction too.
     """
     down, across = 1 + rows, 1 + columns
     height, width = image.shape[0] // down, image.shape[1] // across

@@ -86,9 +86,12 @@ def feed(
 def ask_all(engine: DelayedBatchInferenceEngine, questions: Sequence[str]) -> Iterator[Reply]:
     """Ask one question after the other; one that fails is a reply too, and the next is asked all the same."""
     for question in questions:
-        try:
-            answer, metrics = engine.ask(question)
-        except VStreamError as error:
-            yield Reply(question, error.answer, error_code=error.code, message=str(error))
-        else:
-            yield Reply(question, answer, metrics)
+        yield _ask(engine, question)
+
+
+def _ask(engine: DelayedBatchInferenceEngine, question: str) -> Reply:
+    try:
+        answer, metrics = engine.ask(question)
+    except VStreamError as error:
+        return Reply(question, error.answer, error_code=error.code, message=str(error))
+    return Reply(question, answer, metrics)

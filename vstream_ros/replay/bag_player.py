@@ -192,7 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--loop", action="store_true", help="start over at the end; time then jumps back")
     parser.add_argument("--clock", action="store_true", help="publish bag time on /clock at 200 Hz")
     parser.add_argument("--topics", nargs="+", metavar="TOPIC", default=[], help="image topics to play (default all)")
-    parser.add_argument("--remap", nargs="+", metavar="FROM:=TO", default=[], help="topics to publish under another name")
+    parser.add_argument("--remap", nargs="+", metavar="FROM:=TO", default=[], help="publish under other names")
     parser.add_argument("--reliability", choices=("reliable", "best_effort"), default="reliable")
     parser.add_argument(
         "--wait-subscribers", type=float, metavar="SECONDS", default=PlayerOptions.wait_subscribers_s,

@@ -74,7 +74,7 @@ class Prefetcher:
         error: Exception | None = None
         try:
             self._read_passes()
-        except Exception as caught:  # handed to the iterating thread
+        except Exception as caught:  # noqa: BLE001 - the thread's boundary: the iterating thread raises it
             error = caught
         with self._changed:
             self._error, self._done = error, True

@@ -105,7 +105,7 @@ def record(
     source = open_source(video)
     try:
         bag.absolute().parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the last step is a rename; under the target's name, which is part of its files' names.
+        # Beside the target, so that the last step is a rename. The draft has the target's name: its files are named so.
         workspace = Path(tempfile.mkdtemp(prefix=f".{bag.name}.", dir=bag.absolute().parent))
     except OSError as error:
         raise InvalidRequestError(f"{bag} can't be written: {error.strerror}") from error

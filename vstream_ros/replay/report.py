@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.console import Console
 from rich.table import Table
+
+from vstream_ros.replay.ask import Reply
 
 LATENCIES = (
     ("queue_latency", "waited in the queue"),
@@ -47,11 +49,14 @@ def metrics_table(metrics: Sequence[Mapping[str, Any]], title: str = "Metrics") 
     return table
 
 
-def print_answer(console: Console, number: int, question: str, answer: str) -> None:
-    """Print a question and its answer. Control characters of the answer are shown, never sent to the terminal."""
-    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in answer)
-    console.print(f"[bold]Question {number}:[/bold] {escape(question)}")
-    console.print(f"[bold]Answer {number}:[/bold]   {escape(shown) or '(empty)'}", highlight=False)
+def print_reply(console: Console, number: int, reply: Reply) -> None:
+    """Print a question and what came of it. An answer's control characters are shown, never sent to the terminal."""
+    console.print(f"[bold]Question {number}:[/bold] {escape(reply.question)}", highlight=False)
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in reply.answer)
+    if shown or not reply.error_code:
+        console.print(f"[bold]Answer {number}:[/bold]   {escape(shown) or '(empty)'}", highlight=False)
+    if reply.error_code:
+        console.print(f"[bold red]{reply.error_code}:[/bold red] {escape(reply.message)}", highlight=False)
 
 
 def frame_progress(console: Console) -> Progress:

@@ -56,6 +56,7 @@ class Source(ABC):
         Raises ``InvalidRequestError`` when not a single frame can be read, or when the file breaks off on the way.
         """
 
+    @abstractmethod
     def close(self) -> None:
         """Release the file. Calling it twice does no harm."""
 

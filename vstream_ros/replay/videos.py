@@ -36,7 +36,7 @@ class VideoFrame(Frame):
 
     def rgb(self, size: SizeRule = None) -> np.ndarray:
         try:
-            pixels = self._picture.to_ndarray(format="rgb24")
+            pixels: np.ndarray = self._picture.to_ndarray(format="rgb24")
         except (av.FFmpegError, ValueError) as error:
             raise FrameError(f"the frame at {self.stamp_ns / NANOSECONDS:.3f} s can't be converted: {error}") from error
         # Phones store portrait video lying down, with the rotation beside it; PyAV before 14 does not tell it.
@@ -73,6 +73,9 @@ class VideoSource(Source):
                 yield VideoFrame(picture, stamp_ns, clock.newest_ns)
         if not found:
             raise InvalidRequestError(f"{self.path} holds no frame that can be decoded; pass another video")
+
+    def close(self) -> None:
+        """Nothing to release: each iteration opens the file for itself."""
 
     def _open(self) -> av.container.InputContainer:
         try:

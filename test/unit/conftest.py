@@ -1,0 +1,33 @@
+"""Fixtures of the unit tier: random-weight models of every family, made once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vstream_ros.models.loader import wrap_model
+from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.synthetic.random_model import FAMILIES, random_model
+
+MAX_PIXELS = 112 * 112
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # Small models gain nothing from two threads, and sums come out the same on every machine.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, QwenVideoModel]:
+    made = {}
+    for family in FAMILIES:
+        model, processor = random_model(family)
+        made[family] = wrap_model(model, processor, name=family, min_pixels=56 * 56, max_pixels=MAX_PIXELS)
+    return made
+
+
+@pytest.fixture(params=FAMILIES)
+def any_model(request: pytest.FixtureRequest, models: dict[str, QwenVideoModel]) -> QwenVideoModel:
+    """Each supported family in turn."""
+    return models[request.param]

@@ -1,0 +1,144 @@
+"""What a KV cache keeps, and what it says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from benchmarks.equality import random_frame
+
+from vstream_ros.engine.timeline import Timeline
+from vstream_ros.engine.vision_cache import VisionCache
+from vstream_ros.errors import CanceledError
+from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.models.base import Prompt, Segment
+from vstream_ros.models.qwen import QwenVideoModel
+
+
+@pytest.fixture
+def model(models: dict[str, QwenVideoModel]) -> QwenVideoModel:
+    return models["qwen2_5_vl"]
+
+
+@pytest.fixture
+def tubelets(model: QwenVideoModel) -> list[Tubelet]:
+    rng = np.random.default_rng(0)
+    size = model.frame_spec.fit(56, 84)
+    return [
+        Tubelet(k, "camera", np.stack([random_frame(rng, *size)] * 2), (k,), k * NANOSECONDS, 0.0) for k in range(8)
+    ]
+
+
+def prompt_of(model: QwenVideoModel, tubelets: list[Tubelet], question: str = "what?") -> Prompt:
+    return model.build_prompt([Segment(tuple(tubelets), 1.0, 0)], question, true_time=True)
+
+
+def timeline_of(model: QwenVideoModel, chunk: int = 2, max_bytes: int = 1 << 30) -> Timeline:
+    return Timeline(model, VisionCache(model, max_bytes), chunk)
+
+
+def test_growth_reuses_everything_and_eviction_what_stands_before_it(
+    model: QwenVideoModel, tubelets: list[Tubelet]
+) -> None:
+    timeline = timeline_of(model)
+    first = prompt_of(model, tubelets[:3])
+    report = timeline.sync(first)
+    timeline.check_integrity()
+    assert (report.tokens_reused, report.tubelets_encoded, report.tubelets_prefilled) == (0, 3, 3)
+
+    report = timeline.sync(prompt_of(model, tubelets[:5], "another question"))
+    timeline.check_integrity()
+    assert report.tokens_reused == first.prefix_length
+    assert (report.tubelets_encoded, report.tubelets_prefilled) == (2, 2)
+    assert timeline.tubelet_ids == (0, 1, 2, 3, 4)
+
+    evicted = prompt_of(model, [tubelets[0], *tubelets[2:5]])
+    report = timeline.sync(evicted)
+    timeline.check_integrity()
+    assert report.tokens_reused == first.spans[0][1]
+    assert (report.tubelets_encoded, report.tubelets_prefilled) == (0, 3)  # features stay, keys and values can't
+    assert timeline.tubelet_ids == (0, 2, 3, 4)
+
+
+def test_equal_pixels_under_another_id_are_not_taken_for_the_same(
+    model: QwenVideoModel, tubelets: list[Tubelet]
+) -> None:
+    timeline = timeline_of(model)
+    timeline.sync(prompt_of(model, tubelets[:3]))
+    report = timeline.sync(prompt_of(model, [tubelets[0], replace(tubelets[1], id=99), tubelets[2]]))
+    assert report.tubelets_prefilled == 2
+
+
+def test_a_changed_time_invalidates_from_there_on(model: QwenVideoModel, tubelets: list[Tubelet]) -> None:
+    timeline = timeline_of(model)
+    timeline.sync(prompt_of(model, tubelets[:4]))
+    later = [*tubelets[:2], *(replace(t, time_ns=t.time_ns + 5 * NANOSECONDS) for t in tubelets[2:4])]
+    assert timeline.sync(prompt_of(model, later)).tubelets_prefilled == 2
+
+
+def test_an_interrupted_sync_keeps_what_was_prefilled(model: QwenVideoModel, tubelets: list[Tubelet]) -> None:
+    timeline = timeline_of(model, chunk=2)
+    calls = 0
+
+    def interrupt() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise CanceledError("enough")
+
+    prompt = prompt_of(model, tubelets)
+    with pytest.raises(CanceledError):
+        timeline.sync(prompt, interrupt)
+    timeline.check_integrity()
+    assert timeline.tubelet_ids == (0, 1, 2, 3)
+    assert timeline.sync(prompt).tubelets_prefilled == 4
+
+
+def test_a_failing_layer_leaves_no_half_grown_cache(
+    model: QwenVideoModel, tubelets: list[Tubelet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeline = timeline_of(model, chunk=1)
+    timeline.sync(prompt_of(model, tubelets[:2]))
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the second layer broke")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.model.model.language_model.layers[1], "forward", fail)
+        with pytest.raises(RuntimeError, match="second layer"):
+            timeline.sync(prompt_of(model, tubelets[:4]))
+    timeline.check_integrity()
+    assert timeline.tubelet_ids == (0, 1)
+    assert timeline.sync(prompt_of(model, tubelets[:4])).tubelets_prefilled == 2
+
+
+def test_bytes_are_those_of_the_storage(model: QwenVideoModel, tubelets: list[Tubelet]) -> None:
+    timeline = timeline_of(model)
+    assert timeline.nbytes == 0
+    timeline.sync(prompt_of(model, tubelets))
+    config = model.model.config.get_text_config()
+    per_token = 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * 16
+    assert timeline.nbytes >= len(timeline) * per_token
+    full = timeline.nbytes
+    timeline.rollback(10)
+    timeline.check_integrity()
+    assert timeline.nbytes == full  # a cropped view keeps its storage: saying otherwise would hide it
+    timeline.reset()
+    assert (timeline.nbytes, len(timeline), timeline.tubelet_ids) == (0, 0, ())
+
+
+def test_the_vision_cache_stays_within_its_bytes(model: QwenVideoModel, tubelets: list[Tubelet]) -> None:
+    one = model.encode(tubelets[:1])[0].nbytes
+    vision = VisionCache(model, 3 * one)
+    _, encoded = vision.features(tubelets[:5])
+    vision.check_integrity()
+    assert encoded == 5
+    assert [tubelet.id in vision for tubelet in tubelets[:5]] == [False, False, True, True, True]
+    _, encoded = vision.features([tubelets[2], tubelets[0]])  # touching 2 makes 3 the oldest
+    vision.check_integrity()
+    assert encoded == 1
+    assert 3 not in vision and 2 in vision and len(vision) == 3
+    vision.clear()
+    vision.check_integrity()
+    assert vision.nbytes == 0

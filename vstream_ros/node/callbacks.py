@@ -1,0 +1,70 @@
+"""What every callback of the node needs: it must not raise, and it may have to wait for another thread."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future as ThreadFuture
+from typing import Any
+
+from rclpy.exceptions import InvalidHandle
+from rclpy.node import Node
+from rclpy.task import Future
+
+
+def guarded(node: Node, what: str, callback: Callable[..., Any]) -> Callable[..., Any]:
+    """``callback``, but what it raises goes to the log: an exception in a callback ends ``spin()``, and with it the
+    node. Returns None then."""
+
+    @functools.wraps(callback)
+    def call(*args: Any) -> Any:
+        try:
+            return callback(*args)
+        except Exception:  # noqa: BLE001
+            node.get_logger().error(f"{what} failed, which is a defect:\n{traceback.format_exc()}")
+            return None
+
+    return call
+
+
+def in_executor(node: Node, future: ThreadFuture[Any]) -> Future:
+    """An rclpy future to ``await`` in an async callback until another thread has ended ``future``."""
+    done = Future()
+
+    def wake(_: ThreadFuture[Any]) -> None:
+        done.set_result(None)
+        # Without this the awaiting callback goes on with the next message that happens to come, or never.
+        executor = node.executor
+        if executor is not None:
+            try:
+                executor.wake()
+            except InvalidHandle:  # it is shutting down
+                return
+
+    future.add_done_callback(wake)
+    return done
+
+
+class RosLogHandler(logging.Handler):
+    """Hands what memory and engine log (Python's logging, any thread) to the node's logger, and so to /rosout."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self._logger = node.get_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+            # One call site per severity: rclpy refuses a call site that changes its severity.
+            if record.levelno >= logging.ERROR:
+                self._logger.error(text)
+            elif record.levelno >= logging.WARNING:
+                self._logger.warning(text)
+            elif record.levelno >= logging.INFO:
+                self._logger.info(text)
+            else:
+                self._logger.debug(text)
+        except Exception:  # noqa: BLE001
+            self.handleError(record)

@@ -1,0 +1,103 @@
+"""Executable ``qa_node``: the node ``vstream`` in its one executor, from start to signal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+EXIT_DEADLINE_S = 4.0
+"""From the signal on. A model that is being loaded can't be interrupted, and is not waited for any longer."""
+DRAIN_S = 1.5
+"""For answering the questions that were cut short."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM. ``argv`` as in ``sys.argv``. In the main thread of a process of its own.
+
+    Returns 0 after a signal and 1, with one line on stderr, where it can't start.
+    """
+    stop = _SignalWatch()  # before the imports, which take seconds: Ctrl-C then is no traceback either
+
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    from vstream_ros.errors import ConfigError
+    from vstream_ros.node.qa_node import QaNode
+
+    try:
+        # Without rclpy's handlers, so that the questions in flight are answered before the context goes.
+        rclpy.init(args=list(sys.argv if argv is None else argv), signal_handler_options=SignalHandlerOptions.NO)
+        node = QaNode()
+    except (ConfigError, RuntimeError, ValueError) as error:  # ours, and what rcl says of wrong ROS arguments
+        sys.stderr.write(f"qa_node: {' '.join(str(error).split())}\n")
+        rclpy.try_shutdown()
+        return 1
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    stop.wake = executor.wake
+    if node.settings.autostart and not stop.is_set():
+        node.autostart()
+    _spin(node, executor, stop.is_set)
+    deadline = time.monotonic() + DRAIN_S
+    node.close()
+    _spin(node, executor, lambda: node.open_questions == 0 or time.monotonic() >= deadline, period_s=0.05)
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
+    # A model thread that is still inside torch would crash the interpreter on its way out: then _SignalWatch ends us.
+    node.wait_closed()
+    return 0
+
+
+class _SignalWatch:
+    """A thread that waits for SIGINT and SIGTERM, because the main thread is inside rcl most of the time, where
+    Python's signal handlers do not run."""
+
+    def __init__(self) -> None:
+        self.wake: Any = None
+        """Called at the signal, in this thread."""
+        self._stop = threading.Event()
+        signals = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads that are started from here on
+        threading.Thread(target=self._wait, args=(signals,), name="vstream-signals", daemon=True).start()
+
+    def is_set(self) -> bool:
+        return self._stop.is_set()
+
+    def _wait(self, signals: set[signal.Signals]) -> None:
+        signal.sigwait(signals)  # further ones stay blocked: ros2 launch and the terminal both send Ctrl-C
+        self._stop.set()
+        if self.wake is not None:
+            self.wake()
+        time.sleep(EXIT_DEADLINE_S)
+        sys.stderr.write(f"qa_node: still busy {EXIT_DEADLINE_S:g} s after the signal, leaving anyway\n")
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _spin(node: Any, executor: Any, finished: Any, period_s: float | None = None) -> None:
+    """Like ``executor.spin()`` until ``finished()``, but a robot's node does not die of what it is sent.
+
+    Our own callbacks are guarded; rclpy's (parameter services, the action's protocol) raise here, for example where
+    a client has gone before its answer is sent. ``period_s``: how often to look without anything happening.
+    """
+    from rclpy.executors import ExternalShutdownException
+
+    while not finished():
+        try:
+            executor.spin_once(period_s)
+        except ExternalShutdownException:  # noqa: PERF203
+            return
+        except Exception:  # noqa: BLE001
+            node.get_logger().error(f"a callback of rclpy failed:\n{traceback.format_exc()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
