@@ -7,6 +7,7 @@ controls damage the cache on purpose and must be seen.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,7 @@ from vstream_ros.models.qwen import QwenVideoModel
 
 LOGIT_TOLERANCE = 1e-4
 CONTROL_THRESHOLD = 1e-2
-WORDS = "what who where when is was the red car person left right door now before after seen moving".split()
+WORDS = ["what", "who", "where", "when", "is", "the", "red", "car", "person", "left", "door", "before", "after", "seen"]
 
 
 @dataclasses.dataclass
@@ -176,75 +177,85 @@ class StreamResult:
     controls: dict[str, float]
 
 
-def run_stream(
-    model: QwenVideoModel, seed: int, *, cameras: int = 1, steps: int = 4, with_controls: bool = True
-) -> StreamResult:
+class RandomStream:
+    """Cameras with memories of random parameters, fed at random, and an answerer over them."""
+
+    def __init__(self, model: QwenVideoModel, rng: np.random.Generator, cameras: int) -> None:
+        self._rng = rng
+        self.names = [f"camera{k}" for k in range(cameras)]
+        memory = MemoryConfig(
+            star_memory_size=int(rng.choice([2, 4, 6])),
+            stream_window_size=int(rng.choice([2, 4, 8])),
+            stream_slide=int(rng.integers(1, 4)),
+            sample_rate_hz=2.0 if rng.random() < 0.5 else None,
+            include_pending=bool(rng.random() < 0.7),
+            scene_threshold=float(rng.choice([0.3, 1.0])),  # 1: random frames don't count as scene cuts
+        )
+        self.config = EngineConfig(
+            time_positions=str(rng.choice(["true", "index"])),
+            prefill_chunk_tubelets=int(rng.integers(1, 5)),
+            camera_block_s=float(rng.choice([1.0, 3.0])),
+            features_max_bytes=int(rng.choice([0, 1 << 30])),
+        )
+        ids = itertools.count()
+        self._memories = {name: SmartFrameManager(memory, camera=name, ids=ids) for name in self.names}
+        factor = model.frame_spec.factor
+        self._sizes = {
+            name: (factor * int(rng.integers(2, 5)), factor * int(rng.integers(2, 5))) for name in self.names
+        }
+        self._times = dict.fromkeys(self.names, 0)
+        self.answerer = ClipAnswerer(model, self.config, self.names)
+
+    def clips(self) -> tuple[Clip, ...]:
+        """One clip per camera that has frames."""
+        taken = (memory.clip() for memory in self._memories.values())
+        return tuple(clip for clip in taken if clip.tubelets)
+
+    def grow(self) -> None:
+        """A few frames per camera with jitter and gaps, now and then after a clear."""
+        for name in self.names:
+            if self._rng.random() < 0.1:
+                self._memories[name].clear("at random")
+                self._times[name] = 0
+            for _ in range(int(self._rng.integers(1, 12))):
+                self.add_frame(name)
+
+    def add_frame(self, name: str) -> None:
+        """One random frame, half a second or more after the last."""
+        rng = self._rng
+        gap = 0.5 + rng.uniform(-0.01, 0.01) if rng.random() < 0.85 else rng.uniform(0.6, 5.0)
+        self._times[name] += round(gap * NANOSECONDS)
+        self._memories[name].add_frame(random_frame(rng, *self._sizes[name]), self._times[name])
+        self._memories[name].check_integrity()
+
+    def compare_answer(self, question: Question) -> Comparison:
+        """The engine's answer against native's, with the invariants checked."""
+        cached = cached_answer(self.answerer, self.clips(), question)
+        self.answerer.timeline.check_integrity()
+        self.answerer.vision.check_integrity()
+        return compare(cached, native_answer(self.answerer, self.clips(), question))
+
+    def control_differences(self) -> dict[str, float]:
+        """Each negative control's largest logit difference from native."""
+        while max(map(len, self.clips()), default=0) < 2:
+            self.add_frame(self.names[0])
+        # A feature cache of zero bytes could not hold the stale feature.
+        config = dataclasses.replace(self.config, features_max_bytes=1 << 30)
+        answerer = ClipAnswerer(self.answerer.model, config, self.names)
+        question = random_question(self._rng)
+        native = native_answer(answerer, self.clips(), question)
+        return {
+            label: compare(control(answerer, self.clips(), question, self._rng), native).logit_difference
+            for label, control in CONTROLS.items()
+        }
+
+
+def run_stream(model: QwenVideoModel, seed: int, *, cameras: int = 1, steps: int = 4) -> StreamResult:
     """Grow, slide, evict, clear and ask at random, and compare every answer with native."""
     rng = np.random.default_rng(seed)
-    names = [f"camera{k}" for k in range(cameras)]
-    sampled = bool(rng.random() < 0.5)
-    memory = MemoryConfig(
-        star_memory_size=int(rng.choice([2, 4, 6])),
-        stream_window_size=int(rng.choice([2, 4, 8])),
-        stream_slide=int(rng.integers(1, 4)),
-        sample_rate_hz=2.0 if sampled else None,
-        include_pending=bool(rng.random() < 0.7),
-        scene_threshold=float(rng.choice([0.3, 1.0])),  # 1: random frames don't count as scene cuts
-    )
-    config = EngineConfig(
-        time_positions=str(rng.choice(["true", "index"])),
-        prefill_chunk_tubelets=int(rng.integers(1, 5)),
-        camera_block_s=float(rng.choice([1.0, 3.0])),
-        features_max_bytes=int(rng.choice([0, 1 << 30])),
-    )
-    managers = {name: SmartFrameManager(memory, camera=name) for name in names}
-    # Ids must be unique over cameras, as CameraMemories makes them.
-    offsets = {name: k * 1_000_000 for k, name in enumerate(names)}
-    answerer = ClipAnswerer(model, config, names)
-    factor = model.frame_spec.factor
-    sizes = {name: (factor * int(rng.integers(2, 5)), factor * int(rng.integers(2, 5))) for name in names}
-    times = dict.fromkeys(names, 0)
-    comparisons: list[Comparison] = []
-
-    def clips() -> tuple[Clip, ...]:
-        taken = []
-        for name, manager in managers.items():
-            clip = manager.clip()
-            if clip.tubelets:
-                moved = (dataclasses.replace(t, id=t.id + offsets[name]) for t in clip.tubelets)
-                taken.append(dataclasses.replace(clip, tubelets=tuple(moved)))
-        return tuple(taken)
-
-    for step in range(steps):
-        for name, manager in managers.items():
-            if step and rng.random() < 0.1:
-                manager.clear("at random")
-                times[name] = 0
-            for _ in range(int(rng.integers(1, 12))):
-                gap = 0.5 + rng.uniform(-0.01, 0.01) if rng.random() < 0.85 else rng.uniform(0.6, 5.0)
-                times[name] += round(gap * NANOSECONDS)
-                manager.add_frame(random_frame(rng, *sizes[name]), times[name])
-                manager.check_integrity()
-        if not clips():
-            continue
-        for _ in range(int(rng.integers(1, 4))):
-            question = random_question(rng)
-            cached = cached_answer(answerer, clips(), question)
-            answerer.timeline.check_integrity()
-            answerer.vision.check_integrity()
-            comparisons.append(compare(cached, native_answer(answerer, clips(), question)))
-
-    controls = {}
-    if with_controls:
-        while max(map(len, clips()), default=0) < 2:
-            name = names[0]
-            times[name] += NANOSECONDS // 2
-            managers[name].add_frame(random_frame(rng, *sizes[name]), times[name])
-        # Without features cached from before; a cache of zero bytes could not hold the stale feature either.
-        control_answerer = ClipAnswerer(model, dataclasses.replace(config, features_max_bytes=1 << 30), names)
-        question = random_question(rng)
-        native = native_answer(control_answerer, clips(), question)
-        for label, control in CONTROLS.items():
-            damaged = control(control_answerer, clips(), question, rng)
-            controls[label] = compare(damaged, native).logit_difference
-    return StreamResult(comparisons, controls)
+    stream = RandomStream(model, rng, cameras)
+    comparisons = []
+    for _ in range(steps):
+        stream.grow()
+        comparisons += [stream.compare_answer(random_question(rng)) for _ in range(int(rng.integers(1, 4)))]
+    return StreamResult(comparisons, stream.control_differences())

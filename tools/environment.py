@@ -43,9 +43,9 @@ FREE_GIGABYTES = 12
 MARK = "VSTREAM_ENVIRONMENT"
 """Set for every command, so that make inside make doesn't take our own wheels for a sourced ROS 2."""
 GUARD = "_ROS_WHEELS_BOOTSTRAP_COMPLETE"
-"""A .pth file of the wheels starts the interpreter a second time to set LD_LIBRARY_PATH, unless this is set; we set both.
-A child process inherits them: one that runs another venv's Python with ROS 2 wheels of its own must drop both first,
-or it loads this environment's libraries."""
+"""A .pth file of the wheels starts the interpreter a second time to set LD_LIBRARY_PATH, unless this is set; we set
+both. A child process inherits them: one that runs another venv's Python with ROS 2 wheels of its own must drop both
+first, or it loads this environment's libraries."""
 FOREIGN = ("AMENT_PREFIX_PATH", "CMAKE_PREFIX_PATH", "COLCON_PREFIX_PATH", "PYTHONPATH", "PYTHONHOME", "ROS_DISTRO")
 """A surrounding shell's, that would lead CMake or Python to another ROS 2."""
 MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.equality import compare, native_answer, random_frame, recorded_logits
 
+from benchmarks.equality import compare, native_answer, random_frame, recorded_logits
 from vstream_ros import errors
 from vstream_ros.engine import Answer, DelayedBatchInferenceEngine, ModelState, Question
 from vstream_ros.memory import MemoryConfig, Verdict
@@ -76,14 +76,19 @@ def test_the_reference_example(loaded: tuple[Any, Any]) -> None:
     picture = random_frame(np.random.default_rng(0), 120, 160)
     for k in range(6):
         status = engine.add_frame(np.roll(picture, k, axis=1), k / 24)
-        assert status.kept and "stream" in str(status)
+        assert status.kept
+        assert "stream" in str(status)
     answer, metrics = engine.ask("请描述视频内容。")
-    assert isinstance(answer, str) and metrics["encoding_latency"] > 0 and metrics["cache_hit"] is False
+    assert isinstance(answer, str)
+    assert metrics["encoding_latency"] > 0
+    assert metrics["cache_hit"] is False
     _, metrics2 = engine.ask("视频中有什么人物？")
-    assert metrics2.get("encoding_latency", "N/A") == "N/A" and metrics2["cache_hit"] is True
+    assert metrics2.get("encoding_latency", "N/A") == "N/A"
+    assert metrics2["cache_hit"] is True
     engine.add_frame(np.roll(picture, 6, axis=1), 6 / 24)
     _, metrics3 = engine.ask("新增内容是什么？")
-    assert metrics3["encoding_latency"] > 0 and metrics3["frames"] == 7
+    assert metrics3["encoding_latency"] > 0
+    assert metrics3["frames"] == 7
     assert metrics3["tubelets_reused"] == metrics3["tubelets"] - 1  # the new frame's tubelet alone was encoded
     engine.close()
 
@@ -158,7 +163,8 @@ def test_several_cameras(loaded: tuple[Any, Any]) -> None:
         answer = engine.submit(Question("what?")).future.result(timeout=60)
         assert answer.frame_cameras == ("front",) * 4 + ("rear",) * 6
         answer = engine.submit(Question("what?", cameras=("rear",))).future.result(timeout=60)
-        assert set(answer.frame_cameras) == {"rear"} and answer.metrics.frames == 6
+        assert set(answer.frame_cameras) == {"rear"}
+        assert answer.metrics.frames == 6
         with pytest.raises(errors.InvalidRequestError, match="front, rear"):
             engine.add_frame(np.zeros((56, 56, 3), np.uint8), 9.0, camera="side")
 
@@ -187,6 +193,14 @@ def test_impossible_questions_say_what_to_do(
     assert says in str(failure)
     assert failure.code == "INVALID_REQUEST"
     assert engine.ask("still there?")[1]["new_tokens"] > 0
+
+
+def test_a_memory_that_exceeds_the_models_context_is_refused_at_once() -> None:
+    model, processor = random_model("qwen2_5_vl", context=2000)
+    with pytest.raises(errors.ConfigError, match="2000") as caught:
+        DelayedBatchInferenceEngine(model, processor, "cpu", max_pixels=112 * 112, star_memory_size=200)
+    assert "star_memory_size" in str(caught.value)
+    DelayedBatchInferenceEngine(model, processor, "cpu", max_pixels=112 * 112).close()
 
 
 def test_no_frames(engine: DelayedBatchInferenceEngine) -> None:
@@ -219,7 +233,8 @@ def test_a_timeout_keeps_the_text_so_far(engine: DelayedBatchInferenceEngine) ->
 
     pending = engine.submit(Question("talk", max_new_tokens=4000, timeout_s=0.5), on_text=slow)
     error = fails_with(pending.future, errors.QuestionTimeoutError)
-    assert error.answer and error.code == "TIMEOUT"
+    assert error.answer
+    assert error.code == "TIMEOUT"
     assert engine.ask("and now?")[1]["cache_hit"] is True  # what was prefilled stays
 
 
@@ -263,7 +278,9 @@ def test_clearing_voids_the_answer_in_flight(engine: DelayedBatchInferenceEngine
     gate.open()
     assert "cleared" in str(fails_with(running.future, errors.CanceledError))
     status = engine.status()
-    assert status.memory_epoch == epoch + 1 and status.clip_frames == 0 and "test" in status.announcements
+    assert status.memory_epoch == epoch + 1
+    assert status.clip_frames == 0
+    assert "test" in status.announcements
     fails_with(engine.submit(Question("what?")).future, errors.NoFramesError)
 
 
@@ -318,7 +335,8 @@ def test_a_changed_resolution_clears_and_is_announced(engine: DelayedBatchInfere
     status = engine.add_frame(np.zeros((80, 60, 3), np.uint8), 10.0)
     assert status.cleared
     after = engine.status()
-    assert after.memory_epoch == epoch + 1 and after.clip_frames == 1
+    assert after.memory_epoch == epoch + 1
+    assert after.clip_frames == 1
     assert any("camera" in reason for reason in after.announcements)
 
 
@@ -366,7 +384,8 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, damage: str, how: 
     with DelayedBatchInferenceEngine(model=str(folder), device="cpu", local_files_only=True) as engine:
         with pytest.raises(errors.ModelFailedError) as caught:
             engine.load().result(timeout=120)
-        assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+        assert str(folder) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_unload_overtakes_a_load(tmp_path: Path) -> None:
@@ -395,7 +414,8 @@ def test_another_familys_frame_size_clears_what_was_kept(tmp_path: Path) -> None
         feed(engine, 4)
         engine.load().result(timeout=120)
         assert engine.frame_size(112, 112) == (96, 96)  # multiples of 32 instead of 28
-        assert engine.status().clip_frames == 0 and engine.status().announcements
+        assert engine.status().clip_frames == 0
+        assert engine.status().announcements
 
 
 def test_status_and_memory_add_up(engine: DelayedBatchInferenceEngine) -> None:
@@ -405,15 +425,20 @@ def test_status_and_memory_add_up(engine: DelayedBatchInferenceEngine) -> None:
     engine.ask("what?")
     engine.ask("what else?")
     after = engine.status()
-    assert after.valid and after.pending_tubelets == 0 and after.timeline_tubelets == 5
+    assert after.valid
+    assert after.pending_tubelets == 0
+    assert after.timeline_tubelets == 5
     assert (after.cache_hits, after.cache_misses, after.answers, after.failures) == (1, 1, 2, 0)
-    assert after.tokens_reused > 0 and after.timeline_bytes > 0
+    assert after.tokens_reused > 0
+    assert after.timeline_bytes > 0
     feed(engine, 2, start=10)
     assert engine.status().valid is False
     memory = engine.device_memory()[0]
-    assert memory.device == "cpu" and 0 < memory.model < memory.allocated <= memory.peak_allocated
+    assert memory.device == "cpu"
+    assert 0 < memory.model < memory.allocated <= memory.peak_allocated
     assert memory.frames == 12 * 84 * 84 * 3 or memory.frames == engine.status().cameras[0].nbytes
-    assert memory.kv_cache == after.timeline_bytes and memory.features > 0
+    assert memory.kv_cache == after.timeline_bytes
+    assert memory.features > 0
 
 
 def test_frames_may_be_added_while_questions_are_answered(engine: DelayedBatchInferenceEngine) -> None:

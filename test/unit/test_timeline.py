@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from benchmarks.equality import random_frame
 
+from benchmarks.equality import random_frame
 from vstream_ros.engine.timeline import Timeline
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.errors import CanceledError
@@ -138,7 +138,9 @@ def test_the_vision_cache_stays_within_its_bytes(model: QwenVideoModel, tubelets
     _, encoded = vision.features([tubelets[2], tubelets[0]])  # touching 2 makes 3 the oldest
     vision.check_integrity()
     assert encoded == 1
-    assert 3 not in vision and 2 in vision and len(vision) == 3
+    assert 3 not in vision
+    assert 2 in vision
+    assert len(vision) == 3
     vision.clear()
     vision.check_integrity()
     assert vision.nbytes == 0

@@ -31,11 +31,11 @@ class CameraMemories:
         self._lock = threading.Lock()
         ids = itertools.count()
         self._memories = {
-            name: SmartFrameManager(
-                config, camera=name, temporal_patch_size=frame_spec.temporal_patch_size, ids=ids
-            )
+            name: SmartFrameManager(config, camera=name, temporal_patch_size=frame_spec.temporal_patch_size, ids=ids)
             for name, config in configs.items()
         }
+        self.max_tubelets = sum(config.max_tubelets(frame_spec.temporal_patch_size) for config in configs.values())
+        """Most tubelets that a question over all cameras can be about."""
         self._frame_spec = frame_spec
         self._announcements: deque[str] = deque(maxlen=8)
         self.epoch = 0

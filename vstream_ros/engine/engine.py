@@ -107,9 +107,7 @@ class DelayedBatchInferenceEngine:
             {name: _replace(camera, memory_overrides) for name, camera in cameras.items()},
             FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels),
         )
-        self._host = ModelHost(
-            model if isinstance(model, str) else "", self.config, self._cameras.names, self._cameras.use_frame_spec
-        )
+        self._host = ModelHost(model if isinstance(model, str) else "", self.config, self._cameras)
         self._counters = _Counters()
         self._counters_lock = threading.Lock()
         self._timeline_state = _TimelineState()

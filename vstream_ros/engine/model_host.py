@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from vstream_ros.engine.answerer import ClipAnswerer
+from vstream_ros.engine.cameras import CameraMemories
 from vstream_ros.engine.config import EngineConfig
 from vstream_ros.engine.types import ModelState
 from vstream_ros.errors import ConfigError, ModelFailedError, NotReadyError, VStreamError
-from vstream_ros.models.base import FrameSpec, VideoModel
+from vstream_ros.models.base import VideoModel
 from vstream_ros.models.loader import load_model, resolve_device, wrap_model
 
 
@@ -28,12 +28,10 @@ class ModelHost:
         self,
         name: str,
         config: EngineConfig,
-        cameras: Sequence[str],
-        use_frame_spec: Callable[[FrameSpec, str], None],
+        cameras: CameraMemories,
     ) -> None:
         self._config = config
         self._cameras = cameras
-        self._use_frame_spec = use_frame_spec
         self._lock = threading.Lock()
         self._name = name
         self._state = ModelState.UNLOADED
@@ -86,6 +84,8 @@ class ModelHost:
                 min_pixels=config.min_pixels,
                 max_pixels=config.max_pixels,
             )
+            if ticket == self._announced:
+                self.adopt(model)
         except Exception as error:
             with self._lock:
                 if ticket == self._announced:
@@ -93,8 +93,6 @@ class ModelHost:
                     known = isinstance(error, VStreamError)
                     self._error = str(error) if known else f"{type(error).__name__}: {error}"
             raise
-        if ticket == self._announced:
-            self.adopt(model)
 
     def free(self) -> None:
         """Give the weights and the caches back to the device."""
@@ -114,13 +112,24 @@ class ModelHost:
         return wrap_model(model, processor, name=name, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
 
     def adopt(self, model: VideoModel) -> None:
-        """Be READY with this model."""
-        self._use_frame_spec(model.frame_spec, f"{model.name} takes other frame sizes")
-        answerer = ClipAnswerer(model, self._config, self._cameras)
+        """Be READY with this model; raises ``ConfigError`` where a full memory would not fit into its context."""
+        self._check_context(model)
+        self._cameras.use_frame_spec(model.frame_spec, f"{model.name} takes other frame sizes")
+        answerer = ClipAnswerer(model, self._config, self._cameras.names)
         with self._lock:
             self._name = model.name
             self.answerer = answerer
             self._state, self._error = ModelState.READY, ""
+
+    def _check_context(self, model: VideoModel) -> None:
+        tubelets = self._cameras.max_tubelets
+        needed = tubelets * model.max_tokens_per_tubelet + self._config.max_new_tokens
+        if needed >= model.context_length:
+            raise ConfigError(
+                f"a full memory of {tubelets} tubelets takes up to {needed} tokens with its answer, more than the "
+                f"{model.context_length} of {model.name}; lower max_pixels, star_memory_size, stream_window_size, "
+                "stream_slide or max_new_tokens"
+            )
 
     def _announce(self, state: ModelState) -> int:
         self._state, self._error = state, ""

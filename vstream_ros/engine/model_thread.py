@@ -86,7 +86,7 @@ class ModelThread:
         def guarded() -> None:
             try:
                 job()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  (the caller finds it in the future)
                 future.set_exception(error)
             else:
                 future.set_result(None)

@@ -118,9 +118,7 @@ class Timeline:
         """Tubelets to prefill together: at most ``chunk_tubelets``, all of one frame size."""
         groups: list[list[int]] = []
         for index in indices:
-            same_size = groups and (
-                prompt.tubelets[groups[-1][-1]].frames.shape == prompt.tubelets[index].frames.shape
-            )
+            same_size = groups and (prompt.tubelets[groups[-1][-1]].frames.shape == prompt.tubelets[index].frames.shape)
             if same_size and len(groups[-1]) < self._chunk_tubelets:
                 groups[-1].append(index)
             else:

@@ -63,6 +63,11 @@ class MemoryConfig:
             f"time_jump_threshold_s must be > 0 and finite, got {self.time_jump_threshold_s}",
         )
 
+    def max_tubelets(self, temporal_patch_size: int) -> int:
+        """Most tubelets that a clip can have: star, the window before it slides, and a provisional one."""
+        star, window = self.star_memory_size // temporal_patch_size, self.stream_window_size // temporal_patch_size
+        return star + window + self.stream_slide - 1 + 1
+
 
 def _require(valid: bool, message: str) -> None:
     if not valid:

@@ -124,6 +124,8 @@ class VideoModel(abc.ABC):
     device: torch.device
     context_length: int
     """Tokens of prompt and answer together."""
+    max_tokens_per_tubelet: int
+    """At ``frame_spec.max_pixels``, with the text that may stand between tubelets."""
     weight_bytes: int
 
     @abc.abstractmethod

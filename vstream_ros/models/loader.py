@@ -23,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(device: str) -> torch.device:
-    """"auto", "cpu", "cuda", "cuda:1" … to a device that exists; raises ``ConfigError``."""
+    """ "auto", "cpu", "cuda", "cuda:1" … to a device that exists; raises ``ConfigError``."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -36,7 +36,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """"auto" is bfloat16 on CUDA (the checkpoints' own) and float32 on the CPU; raises ``ConfigError``."""
+    """ "auto" is bfloat16 on CUDA (the checkpoints' own) and float32 on the CPU; raises ``ConfigError``."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:

@@ -29,6 +29,8 @@ _ZERO_WIDTH_SPACE = "\u200b"
 class QwenVideoModel(VideoModel):
     """Base of the families; see ``VideoModel`` for the contract."""
 
+    tokens_between_tubelets = 0
+
     def __init__(self, model: Any, processor: Any, *, name: str, min_pixels: int, max_pixels: int) -> None:
         """``model``: a loaded ``…ForConditionalGeneration`` in evaluation mode; ``processor``: its processor.
 
@@ -47,6 +49,7 @@ class QwenVideoModel(VideoModel):
         )
         self.context_length = model.config.get_text_config().max_position_embeddings
         self.weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        self.max_tokens_per_tubelet = max_pixels // self.frame_spec.factor**2 + self.tokens_between_tubelets
         self._patch_size = vision.patch_size
         self._merge_size = vision.spatial_merge_size
         self._video_token: str = processor.video_token
@@ -110,9 +113,7 @@ class QwenVideoModel(VideoModel):
 
     def metadata(self, segment: Segment, true_time: bool) -> VideoMetadata:
         """What the processor is told of a segment's frames: when they were taken."""
-        steps = (
-            segment.grid_steps(segment.origin_ns) if true_time else [float(k) for k in range(len(segment.tubelets))]
-        )
+        steps = segment.grid_steps(segment.origin_ns) if true_time else [float(k) for k in range(len(segment.tubelets))]
         patch = self.frame_spec.temporal_patch_size
         return VideoMetadata(
             total_num_frames=len(steps) * patch,

@@ -14,6 +14,8 @@ from vstream_ros.models.qwen import QwenVideoModel
 class Qwen3VideoModel(QwenVideoModel):
     """``model_type`` qwen3_vl: true times stand in the ``<t seconds>`` texts, by way of the frames' metadata."""
 
+    tokens_between_tubelets = 24  # "<12345.6 seconds>" digit by digit, and the inner vision tokens
+
     def split_features(self, output: Any) -> list[TubeletFeatures]:
         layers = zip(*output.deepstack_features, strict=True)
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rclpy.init(args=list(sys.argv if argv is None else argv), signal_handler_options=SignalHandlerOptions.NO)
         node = QaNode()
     except (ConfigError, RuntimeError, ValueError) as error:  # ours, and what rcl says of wrong ROS arguments
-        sys.stderr.write(f"qa_node: {' '.join(str(error).split())}\n")
+        text = re.sub(r", at \S+:\d+", "", " ".join(str(error).split()))  # rcl names its own source lines
+        sys.stderr.write(f"qa_node: {text}\n")
         rclpy.try_shutdown()
         return 1
     executor = SingleThreadedExecutor()

@@ -12,12 +12,14 @@ from rclpy.exceptions import (
     InvalidParameterTypeException,
     InvalidParameterValueException,
     InvalidTopicNameException,
+    ParameterUninitializedException,
 )
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from vstream_ros.errors import ConfigError
 from vstream_ros.node.settings import (
+    YAML_WORDS,
     CameraSettings,
     Settings,
     Spec,
@@ -44,7 +46,7 @@ class Parameters:
         self._is_configured = is_configured
         self._specs = {spec.name: spec for spec in global_specs()}
         self._declare(global_specs())
-        for camera in checked_cameras(self._value("cameras")):
+        for camera in checked_cameras(self._value("cameras") or ()):
             specs = camera_specs(camera)
             self._specs.update({spec.name: spec for spec in specs})
             self._declare(specs)
@@ -62,7 +64,10 @@ class Parameters:
                 raise ConfigError(_one_line(error)) from error
 
     def _value(self, name: str) -> Any:
-        return self._node.get_parameter(name).value
+        try:
+            return self._node.get_parameter(name).value
+        except ParameterUninitializedException:  # an empty list in a YAML file has no type
+            return None
 
     def _check_topic(self, camera: CameraSettings) -> None:
         try:
@@ -120,11 +125,13 @@ def _descriptor(spec: Spec) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(description=spec.description, read_only=False)
     if spec.fixed != "never":
         descriptor.additional_constraints = f"can't change once the node is {spec.fixed}"
-    # `timeout_s: 5` is an integer to ROS. Only a parameter of dynamic type takes it; build_settings checks the type.
-    descriptor.dynamic_typing = isinstance(spec.default, float)
+    # To ROS `timeout_s: 5` is an integer and `time_positions: true` a boolean. Only a parameter of dynamic type takes
+    # them; build_settings checks the type.
+    number = isinstance(spec.default, float)
+    descriptor.dynamic_typing = number or spec.default in YAML_WORDS.values()
     if spec.low is not None and spec.high is not None:
         low, high = spec.low, spec.high
-        if descriptor.dynamic_typing:
+        if number:
             descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
         else:
             descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=1)]

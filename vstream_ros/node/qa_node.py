@@ -16,7 +16,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import Trigger
 
 from vstream_ros.engine import DelayedBatchInferenceEngine, ModelState
-from vstream_ros.errors import NotReadyError, VStreamError
+from vstream_ros.errors import ConfigError, NotReadyError, VStreamError
 from vstream_ros.node.callbacks import RosLogHandler, guarded, in_executor
 from vstream_ros.node.cameras import CameraSubscription
 from vstream_ros.node.parameters import Parameters
@@ -44,7 +44,11 @@ class QaNode(LifecycleNode):
         """Ends when the weights of the engine before this one are freed."""
         self._closing: list[threading.Thread] = []
         self._cameras: dict[str, CameraSubscription] = {}
-        self._parameters = Parameters(self, is_configured=lambda: self._engine is not None)
+        try:
+            self._parameters = Parameters(self, is_configured=lambda: self._engine is not None)
+        except ConfigError:
+            super().destroy_node()  # else the context does it at its end, to a node that is half made
+            raise
         self._log_handler = RosLogHandler(self)
         logging.getLogger(LIBRARY_LOGGER).addHandler(self._log_handler)
         logging.getLogger(LIBRARY_LOGGER).setLevel(logging.INFO)

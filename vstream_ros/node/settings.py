@@ -22,6 +22,9 @@ TRANSPORTS = ("raw", "compressed")
 RELIABILITIES = ("auto", "reliable", "best_effort")
 INT_MAX = 2**31 - 1
 
+YAML_WORDS = {True: "true", False: "off"}
+"""Unquoted, these parameter values are booleans in YAML and on the command line."""
+
 Value = bool | int | float | str | list[str]
 
 
@@ -62,7 +65,7 @@ _MEMORY: dict[str, _Row] = {
     "stream_slide": ("tubelets that leave the window together", 1, INT_MAX),
     "sample_rate_hz": ("frames per second that are kept, by header stamp; 0 keeps every frame", 0.0, 1000.0),
     "include_pending": ("show a question also an odd last frame, at the cost of encoding it twice", None, None),
-    "selection_method": ("how the importance of a frame is measured: pixel or semantic", None, None),
+    "selection_method": ("how the importance of a frame is measured: pixel", None, None),
     "motion_weight": ("weight of motion in a frame's importance", 0.0, 1e9),
     "complexity_weight": ("weight of texture in a frame's importance", 0.0, 1e9),
     "scene_threshold": ("change between frames, 0 to 1, that starts a new scene", 0.0, 1.0),
@@ -148,12 +151,14 @@ class Settings:
 
 def build_settings(values: Mapping[str, Any]) -> Settings:
     """Parameter values by name, as ROS holds them, to settings. Raises ``ConfigError`` naming parameter and value."""
-    cameras = checked_cameras(values["cameras"])
+    cameras = checked_cameras(values["cameras"] or ())
     specs = global_specs() + [spec for camera in cameras for spec in camera_specs(camera)]
     checked = {spec.name: _checked(spec, values[spec.name]) for spec in specs}
     if not checked["model"]:
         raise ConfigError("model must name a hub id or a folder, got an empty text")
     _require_one_of("qos_reliability", checked["qos_reliability"], RELIABILITIES)
+    # "semantic" needs an embedding function, which no parameter can bring.
+    _require_one_of("selection_method", checked["selection_method"], ("pixel",))
     memory = {field.name: checked[field.name] for field in dataclasses.fields(MemoryConfig)}
     memory["sample_rate_hz"] = memory["sample_rate_hz"] or None
     return Settings(
@@ -194,6 +199,8 @@ def _checked(spec: Spec, value: Any) -> Any:
         value = float(value)
     elif isinstance(spec.default, list):
         return list(value)
+    elif spec.default in YAML_WORDS.values() and isinstance(value, bool):
+        value = YAML_WORDS[value]
     elif type(value) is not type(spec.default):
         raise ConfigError(f"{spec.name} must be of type {type(spec.default).__name__}, got {value!r}")
     if spec.low is not None and spec.high is not None and not spec.low <= value <= spec.high:

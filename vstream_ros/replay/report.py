@@ -51,12 +51,12 @@ def metrics_table(metrics: Sequence[Mapping[str, Any]], title: str = "Metrics") 
 
 def print_reply(console: Console, number: int, reply: Reply) -> None:
     """Print a question and what came of it. An answer's control characters are shown, never sent to the terminal."""
-    console.print(f"[bold]Question {number}:[/bold] {escape(reply.question)}", highlight=False)
+    console.print(f"[bold]Question {number}:[/bold] {escape(reply.question)}", highlight=False, soft_wrap=True)
     shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in reply.answer)
     if shown or not reply.error_code:
-        console.print(f"[bold]Answer {number}:[/bold]   {escape(shown) or '(empty)'}", highlight=False)
+        console.print(f"[bold]Answer {number}:[/bold]   {escape(shown) or '(empty)'}", highlight=False, soft_wrap=True)
     if reply.error_code:
-        console.print(f"[bold red]{reply.error_code}:[/bold red] {escape(reply.message)}", highlight=False)
+        console.print(f"[bold red]{reply.error_code}:[/bold red] {escape(reply.message)}", highlight=False, soft_wrap=True)
 
 
 def frame_progress(console: Console) -> Progress:

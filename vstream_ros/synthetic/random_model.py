@@ -77,7 +77,7 @@ def byte_tokenizer() -> Qwen2Tokenizer:
 def _text_config(family: str, tokenizer: Qwen2Tokenizer, size: dict[str, int]) -> dict[str, Any]:
     head_dim = size["hidden_size"] // size["heads"]
     quarter = head_dim // 8
-    rope = {"rope_type": "default", "mrope_section": [head_dim // 2 - 2 * quarter, quarter, quarter]}
+    rope: dict[str, Any] = {"rope_type": "default", "mrope_section": [head_dim // 2 - 2 * quarter, quarter, quarter]}
     if family == "qwen3_vl":
         rope["mrope_interleaved"] = True
     return {
