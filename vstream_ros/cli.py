@@ -53,10 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("record", _add_record, _record, "make a ROS 2 bag of a video"),
         ("demo", _add_demo, _demo, "run the node on a recording and ask it through its service"),
     ):
-        command = commands.add_parser(
-            name, help=text, description=text[0].upper() + text[1:] + ".",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         add(command)
         command.add_argument("--debug", action="store_true", help="show the stack trace of a failure")
         command.set_defaults(run=run)
@@ -64,43 +61,55 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_ask(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recording", type=Path, metavar="VIDEO_OR_BAG", help="video, rosbag2 folder, .mcap or .db3")
-    parser.add_argument("questions", nargs="+", metavar="QUESTION", help="asked in this order")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="hub id or checkpoint folder")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    parser.add_argument("--local-files-only", action="store_true", help="never ask the model hub")
-    parser.add_argument("--topic", action="append", metavar="TOPIC", help="image topic of a bag, repeatable")
-    parser.add_argument("--sample-rate", type=float, default=2.0, metavar="HZ", help="frames per second to keep")
-    parser.add_argument("--star-memory-size", type=int, default=MemoryConfig.star_memory_size, metavar="FRAMES")
-    parser.add_argument("--stream-window-size", type=int, default=MemoryConfig.stream_window_size, metavar="FRAMES")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="length of an answer at most")
-    parser.add_argument("--timeout", type=float, default=ASK_TIMEOUT_S, metavar="SECONDS", help="for each question")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
+    add = parser.add_argument
+    add("recording", type=Path, metavar="VIDEO_OR_BAG", help="video, rosbag2 folder, .mcap or .db3")
+    add("questions", nargs="+", metavar="QUESTION", help="asked in this order")
+    add("--model", default=DEFAULT_MODEL, help="hub id or checkpoint folder (default %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto)")
+    add("--local-files-only", action="store_true", help="never ask the model hub")
+    add("--topic", action="append", metavar="TOPIC", help="image topic of a bag, repeatable (default: all)")
+    add("--sample-rate", type=float, default=2.0, metavar="HZ", help="frames per second to keep (default %(default)s)")
+    add(
+        "--star-memory-size", type=int, default=MemoryConfig.star_memory_size, metavar="FRAMES",
+        help="long-term key frames (default %(default)s)",
+    )
+    add(
+        "--stream-window-size", type=int, default=MemoryConfig.stream_window_size, metavar="FRAMES",
+        help="most recent frames (default %(default)s)",
+    )
+    add("--max-new-tokens", type=int, metavar="N", help="length of an answer at most (default: the engine's)")
+    add(
+        "--timeout", type=float, default=ASK_TIMEOUT_S, metavar="SECONDS",
+        help="for each question (default %(default)s)",
+    )
+    add("--json", action="store_true", help="print one JSON document instead of tables")
 
 
 def _add_record(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video", type=Path)
-    parser.add_argument("bag", type=Path, help="the rosbag2 folder to make")
-    parser.add_argument("--storage", choices=("sqlite3", "mcap"), default="sqlite3")
-    parser.add_argument("--topic", default="", help="/camera/image_raw, with --compressed .../compressed, if not given")
-    parser.add_argument("--encoding", choices=("bgr8", "rgb8", "mono8"), default="bgr8")
-    parser.add_argument("--compressed", action="store_true", help="write CompressedImage (JPEG) instead of Image")
-    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs, 1 to 100")
-    parser.add_argument("--rate", type=float, metavar="HZ", help="frames per second to keep; all if not given")
-    parser.add_argument("--size", type=parse_size, metavar="WIDTHxHEIGHT", help="the video's if not given")
-    parser.add_argument(
+    add = parser.add_argument
+    add("video", type=Path)
+    add("bag", type=Path, help="the rosbag2 folder to make")
+    add("--storage", choices=("sqlite3", "mcap"), default="sqlite3", help="(default sqlite3)")
+    add("--topic", default="", help="(default /camera/image_raw, with --compressed /camera/image_raw/compressed)")
+    add("--encoding", choices=("bgr8", "rgb8", "mono8"), default="bgr8", help="(default bgr8)")
+    add("--compressed", action="store_true", help="write CompressedImage (JPEG) instead of Image")
+    add("--quality", type=int, default=90, help="of the JPEGs, 1 to 100 (default 90)")
+    add("--rate", type=float, metavar="HZ", help="frames per second to keep (default: all)")
+    add("--size", type=parse_size, metavar="WIDTHxHEIGHT", help="(default: the video's)")
+    add(
         "--start-stamp", type=parse_seconds, metavar="SECONDS", default="1704067200",
-        help="header stamp of the video's start, or 'now'",
+        help="header stamp of the video's start, or 'now' (default 1704067200, 2024-01-01)",
     )
-    parser.add_argument("--frame-id", default="camera")
-    parser.add_argument("--force", action="store_true", help="replace a bag that exists")
+    add("--frame-id", default="camera", help="(default camera)")
+    add("--force", action="store_true", help="replace a bag that exists")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--video", type=Path, help="a street scene of 10 s is fetched if not given")
-    parser.add_argument("--model", help="hub id or checkpoint folder; random weights if not given")
-    parser.add_argument("--question", default="What is happening in this video?")
-    parser.add_argument("--workdir", type=Path, default=Path("build/demo"), help="for the bag, the log and downloads")
+    add = parser.add_argument
+    add("--video", type=Path, help="(default: a street scene of 10 s is fetched)")
+    add("--model", help="hub id or checkpoint folder (default: random weights)")
+    add("--question", default="What is happening in this video?", help="the first of two")
+    add("--workdir", type=Path, default=Path("build/demo"), help="for bag, log and downloads (default build/demo)")
 
 
 def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
@@ -116,10 +125,9 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
         # After what can fail at once: torch takes seconds to import.
         from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig
 
-        config = EngineConfig(
-            device=args.device, local_files_only=args.local_files_only, max_new_tokens=args.max_new_tokens,
-            timeout_s=args.timeout,
-        )
+        config = EngineConfig(device=args.device, local_files_only=args.local_files_only, timeout_s=args.timeout)
+        if args.max_new_tokens is not None:
+            config = dataclasses.replace(config, max_new_tokens=args.max_new_tokens)
         cameras = camera_names(source.topics)
         memories = dict.fromkeys(cameras.values(), memory)
         with DelayedBatchInferenceEngine(args.model, config=config, memory=memories) as engine:

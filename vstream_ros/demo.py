@@ -37,6 +37,8 @@ LONGEST_REPLAY_S = 30.0
 """A longer video is played faster."""
 RAW_FRAMES = 1000
 """A video with more frames goes into the bag as JPEGs: raw images would fill the disk."""
+PATIENCE = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+"""How a process is ended: signals, and how many seconds each is given to work."""
 START_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 3600.0
 ANSWER_TIMEOUT_S = 1800.0
@@ -51,7 +53,12 @@ def run_demo(workdir: Path, video: Path | None, model: str | None, question: str
     """
     executables = {name: find_executable(name) for name in ("qa_node", "bag_player")}
     config = find_config(executables["qa_node"])
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequestError(f"{workdir} can't be created: {error.strerror}") from error
+    # Ended by whatever, we still end the processes that we started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     video = video or fetch_video(workdir, out)
     bag, length_s, compressed = _make_bag(video, workdir / "bag", out)
     if model is None:
@@ -66,8 +73,8 @@ def run_demo(workdir: Path, video: Path | None, model: str | None, question: str
     ]
     speed = max(1.0, length_s / LONGEST_REPLAY_S)
     with ExitStack() as stack:
-        node = stack.enter_context(_process(node_command, log))
-        client = client_class(lambda: _require_running(node, log))
+        node = stack.enter_context(running(node_command, log))
+        client = client_class(lambda: require_running(node, log))
         stack.callback(client.close)
         try:
             _wait_for_model(client, model, out)
@@ -79,7 +86,7 @@ def run_demo(workdir: Path, video: Path | None, model: str | None, question: str
             _print_tail(log, out)
             raise
         _print_status(client, out)
-    return _verdict(replies, log, out)
+    return verdict(replies, log, out)
 
 
 def find_executable(name: str) -> Path:
@@ -168,7 +175,7 @@ def _client_class() -> type[DemoClient]:
 
 
 @contextmanager
-def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process with its output in ``log``; on leaving it is ended, politely first."""
     with log.open("wb") as stream:
         # A session of its own: Ctrl-C is ours, and we end it in order.
@@ -176,16 +183,16 @@ def _process(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]
         try:
             yield process
         finally:
-            for number, patience_s in ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+            for number, patience_s in PATIENCE:
                 if process.poll() is None:
                     process.send_signal(number)
                     try:
                         process.wait(patience_s)
-                    except subprocess.TimeoutExpired:
-                        continue
+                    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                        continue  # less politely
 
 
-def _require_running(process: subprocess.Popen[bytes], log: Path) -> None:
+def require_running(process: subprocess.Popen[bytes], log: Path) -> None:
     if process.poll() is not None:
         raise ModelFailedError(f"the node ended with exit code {process.returncode}; its log is {log}")
 
@@ -207,7 +214,7 @@ def _wait_for_model(client: DemoClient, model: str, out: Console) -> None:
 
 def _play(client: DemoClient, command: list[str], log: Path, out: Console) -> None:
     """Replay the bag to its end, and wait until the node has received all that was under way."""
-    with _process(command, log) as player, out.status("replaying the bag") as status:
+    with running(command, log) as player, out.status("replaying the bag") as status:
         while player.poll() is None:
             client.wait_until(lambda: player.poll() is not None, 0.5)
             status.update(f"replaying the bag: the node has received {client.frames_received()} frames")
@@ -273,7 +280,7 @@ def _table(title: str, rows: Mapping[str, Any]) -> Table:
     return table
 
 
-def _verdict(replies: list[Reply], log: Path, out: Console) -> int:
+def verdict(replies: list[Reply], log: Path, out: Console) -> int:
     if any(reply.error_code for reply in replies):
         out.print("[bold red]A question was not answered.[/bold red]")
         _print_tail(log, out)

@@ -64,9 +64,8 @@ class MemoryConfig:
         )
 
     def max_tubelets(self, temporal_patch_size: int) -> int:
-        """Most tubelets that a clip can have: star, the window before it slides, and a provisional one."""
-        star, window = self.star_memory_size // temporal_patch_size, self.stream_window_size // temporal_patch_size
-        return star + window + self.stream_slide - 1 + 1
+        """Most tubelets that a clip can have: star, window, those that wait for the next slide, a provisional one."""
+        return (self.star_memory_size + self.stream_window_size) // temporal_patch_size + self.stream_slide
 
 
 def _require(valid: bool, message: str) -> None:

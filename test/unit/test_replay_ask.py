@@ -1,0 +1,171 @@
+"""Recordings through the real engine, with random weights: what is fed, what is asked, what is reported."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import pytest
+from replay_media import (
+    MILLISECOND,
+    TOPIC,
+    compressed_cdr,
+    image_cdr,
+    pictures,
+    write_bag,
+    write_video,
+)
+from rich.console import Console
+
+from vstream_ros.cli import main
+from vstream_ros.engine import DelayedBatchInferenceEngine
+from vstream_ros.memory.config import MemoryConfig
+from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.replay.ask import Reply, ask_all, camera_names, feed
+from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE
+from vstream_ros.replay.report import metrics_table, print_reply
+from vstream_ros.replay.sources import open_source
+from vstream_ros.synthetic.random_model import random_model, write_random_checkpoint
+
+MEMORY = MemoryConfig(sample_rate_hz=2.0)
+REAR = "/rear/compressed"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_random_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def make_engine():
+    engines = []
+
+    def make(cameras):
+        model, processor = random_model()
+        engines.append(
+            DelayedBatchInferenceEngine(
+                model, processor, device="cpu", memory=dict.fromkeys(cameras, MEMORY), max_new_tokens=3
+            )
+        )
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def video(tmp_path):
+    """2 s at 10 Hz; sampled at 2 Hz that is four frames."""
+    return write_video(tmp_path / "v.mkv", pictures(20, 60, 80), [i * 100 for i in range(20)])
+
+
+@pytest.fixture
+def two_cameras(tmp_path):
+    """A bag of 2 s at 10 Hz: raw images in front, JPEGs at the back, of which the sixth is damaged."""
+    messages = []
+    for index, picture in enumerate(pictures(20, 60, 80)):
+        stamp = 100 * NANOSECONDS + index * 100 * MILLISECOND
+        jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+        messages.append((TOPIC, IMAGE, stamp, image_cdr(picture, stamp)))
+        messages.append((REAR, COMPRESSED_IMAGE, stamp + 1, compressed_cdr(jpeg[: 40 if index == 5 else None], stamp)))
+    return write_bag(tmp_path / "bag", messages)
+
+
+def test_only_sampled_frames_are_decoded_and_kept(make_engine, video, monkeypatch):
+    with open_source(video) as source:
+        cameras = camera_names(source.topics)
+        engine = make_engine(cameras.values())
+        decoded = []
+        frame_class = type(next(iter(source)))
+        original = frame_class.rgb
+        monkeypatch.setattr(frame_class, "rgb", lambda self, size=None: decoded.append(1) or original(self, size))
+        progress = []
+        fed = feed(engine, source, cameras, lambda *call: progress.append(call))
+    assert (fed.read, fed.kept, fed.damaged) == (20, 4, 0)
+    assert len(decoded) == 4
+    assert [read for read, _ in progress] == list(range(1, 21))
+    (status,) = engine.status().cameras
+    assert (status.camera, status.frames_offered, status.frames_kept) == ("video", 20, 4)
+
+
+def test_each_topic_is_a_camera_and_a_damaged_image_is_counted(make_engine, two_cameras):
+    with open_source(two_cameras) as source:
+        cameras = camera_names(source.topics)
+        assert cameras == {TOPIC: "camera/image_raw", REAR: "rear/compressed"}
+        engine = make_engine(cameras.values())
+        fed = feed(engine, source, cameras)
+    assert (fed.read, fed.damaged) == (40, 1)
+    assert "JPEG" in fed.last_fault
+    front, rear = engine.status().cameras
+    assert (front.frames_kept, front.frames_rejected) == (4, 0)
+    # The next frame of the slot takes the place of the damaged one, so nothing is missing from the memory.
+    assert rear.frames_rejected == 1
+    assert fed.kept == front.frames_kept + rear.frames_kept
+
+
+def test_a_question_that_fails_is_a_reply_and_the_next_is_asked(make_engine, video):
+    with open_source(video) as source:
+        cameras = camera_names(source.topics)
+        engine = make_engine(cameras.values())
+        feed(engine, source, cameras)
+    first, empty, last = ask_all(engine, ["What?", "  ", "Who?"])
+    assert not first.error_code
+    assert first.metrics["encoding_latency"] > 0
+    assert (empty.error_code, empty.metrics) == ("INVALID_REQUEST", {})
+    assert empty.message
+    assert last.metrics["cache_hit"]
+    assert "encoding_latency" not in last.metrics
+
+
+def test_the_command_prints_answers_and_metrics(video, checkpoint, capsys):
+    assert main(["ask", str(video), "What?", "Who?", "--model", str(checkpoint), "--max-new-tokens", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "Question 1: What?" in out
+    assert "Question 2: Who?" in out
+    assert "nothing to encode" in out
+
+
+def test_the_command_s_json_is_one_document_on_stdout(two_cameras, checkpoint, capsys):
+    arguments = ["ask", str(two_cameras), "What?", "", "--model", str(checkpoint), "--max-new-tokens", "2", "--json"]
+    assert main([*arguments, "--topic", REAR]) == 1  # one question failed
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["frames"]["read"] == 20
+    assert document["frames"]["damaged"] == 1
+    answered, failed = document["answers"]
+    assert answered["metrics"]["new_tokens"] <= 2
+    assert answered["metrics"]["frames"] == document["frames"]["kept"]
+    assert (failed["question"], failed["error_code"]) == ("", "INVALID_REQUEST")
+    assert "1 damaged frames left out" in captured.err
+
+
+def test_a_model_that_is_not_there_is_one_line(video, tmp_path, capsys):
+    assert main(["ask", str(video), "What?", "--model", str(tmp_path / "nothing")]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert [line for line in lines if line.startswith("vstream: ")] == lines[-1:]
+    assert "nothing" in lines[-1]
+
+
+def test_an_answer_can_not_steer_the_terminal(capsys):
+    console = Console(highlight=False, width=200)
+    print_reply(console, 1, Reply("[red]Is that markup?", "\x1b[2J[bold]gone"))
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"\x1b[2J[bold]gone" in out
+    assert "[red]Is that markup?" in out
+
+
+def test_the_table_tells_nothing_encoded_from_encoded_in_no_time(capsys):
+    common = {
+        "queue_latency": 0.0, "first_token_latency": 0.5, "generation_latency": 2.0, "total_latency": 2.5,
+        "frames": 20, "tubelets": 10, "visual_tokens": 640, "prompt_tokens": 700, "new_tokens": 9,
+    }  # fmt: skip
+    first = common | {"encoding_latency": 0.2, "cache_hit": False, "tubelets_reused": 0, "prompt_tokens_reused": 0}
+    second = common | {"cache_hit": True, "tubelets_reused": 10, "prompt_tokens_reused": 660}
+    Console(width=120).print(metrics_table([first, second]))
+    rows = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
+    assert "200.0 ms" in rows["encoding the frames"]
+    assert "nothing to encode" in rows["encoding the frames"]
+    assert "660 of 700" in rows["prompt tokens reused"]
+    assert "2.50 s" in rows["question to answer"]
