@@ -16,7 +16,7 @@ SLACK_BYTES = 4 << 20
 
 
 def test_100_000_frames_do_not_grow_the_process() -> None:
-    """A 25 Hz camera for 67 minutes, with a scene cut every 2 s, a look at the clip every 2 s, a rejection every 40 s."""
+    """A 25 Hz camera for 67 minutes, with a scene cut every 2 s, a look at the clip too, a rejection every 40 s."""
     frames = [noisy(scene(i // 8, 3 * (i % 8)), i) for i in range(64)]
     memory = SmartFrameManager(sample_rate_hz=25.0)
     process = psutil.Process()

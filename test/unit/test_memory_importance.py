@@ -122,10 +122,14 @@ def test_semantic_without_embed_says_what_to_pass() -> None:
 
 
 def test_pixel_never_calls_embed() -> None:
+    calls: list[np.ndarray] = []
+
     def embed(frame: np.ndarray) -> np.ndarray:
-        raise AssertionError("called")
+        calls.append(frame)
+        return np.ones(3)
 
     scores([flat()] * 2, embed)
+    assert calls == []
 
 
 BROKEN: list[object] = [

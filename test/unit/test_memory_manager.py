@@ -362,6 +362,7 @@ def test_a_jump_back_clears_once_says_why_and_starts_anew() -> None:
     assert status.verdict is Verdict.JUMP
     assert status.kept
     assert "60.000 s" in status.cleared
+    assert (status.importance, status.scene_change) == (0.0, False), "nothing is left to compare with"
     assert stamps(memory.clip()) == [(0,)]
     assert [s.cleared for s in add(memory, 10, first=1, value=1)] == [""] * 10
     assert [t.time_ns for t in memory.clip().tubelets[:2]] == [START, START + 2 * PERIOD]
@@ -451,6 +452,7 @@ def test_another_resolution_clears_and_says_so(held: int) -> None:
     assert status.verdict is Verdict.KEEP
     assert status.cleared == f"resolution changed from {WIDTH}x{HEIGHT} to 30x20"
     assert "memory cleared: resolution changed" in str(status)
+    assert (status.importance, status.scene_change) == (0.0, False), "nothing is left to compare with"
     assert memory.status().clears == {"resolution change": 1}
     assert memory.clip().frame_count == 1
     memory.check_integrity()

@@ -8,8 +8,6 @@ from vstream_ros.memory.types import NANOSECONDS, Verdict
 
 DEFAULT_PERIOD_S = 0.5
 """Taken for the spacing of frames that are kept as they come, until a second frame shows what it is."""
-MAX_RATE_DENOMINATOR = 1_000_000
-"""Keeps every rate that is written by hand as it is, and finds 30000/1001 behind 29.97002997."""
 
 
 class Sampler:
@@ -28,7 +26,7 @@ class Sampler:
         """``rate_hz``: frames per second to keep, None: every frame. The values come from a validated config."""
         self._period_ns: Fraction | None = None
         if rate_hz is not None:
-            self._period_ns = NANOSECONDS / Fraction(rate_hz).limit_denominator(MAX_RATE_DENOMINATOR)
+            self._period_ns = NANOSECONDS / Fraction(rate_hz)
         self._jump_threshold_ns = round(jump_threshold_s * NANOSECONDS)
         self.reset()
 
