@@ -19,6 +19,7 @@ TESTS ?= test/unit test/node test/system
 
 # Plugins of a sourced ROS 2 or of the wheels break under a newer pytest, and none is used: pyproject.toml names those that are.
 test: export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
+test: export HYPOTHESIS_STORAGE_DIRECTORY := build/.hypothesis
 
 .PHONY: help env build lint test demo bench clean
 
