@@ -206,6 +206,15 @@ class QwenVideoModel(VideoModel):
             )
         return cache
 
+    def fork_cache(self, cache: DynamicCache, length: int) -> DynamicCache:
+        forked = self.new_cache()
+        for layer, source in zip(forked.layers, cache.layers, strict=True):
+            if length and source.is_initialized:
+                layer.lazy_initialization(source.keys, source.values)
+                # Not by update(), which would copy.
+                layer.keys, layer.values = source.keys[..., :length, :], source.values[..., :length, :]
+        return forked
+
     @torch.inference_mode()
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: DynamicCache) -> None:
         start = cache.get_seq_length()
