@@ -15,7 +15,7 @@ import torch
 from vstream_ros.engine.answerer import Interrupts
 from vstream_ros.engine.cameras import CameraMemories
 from vstream_ros.engine.config import EngineConfig
-from vstream_ros.engine.device_memory import read_device_memory
+from vstream_ros.engine.device_memory import is_out_of_memory, read_device_memory
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
 from vstream_ros.engine.types import Answer, DeviceMemory, EngineStatus, ModelState, Question
@@ -450,13 +450,6 @@ class DelayedBatchInferenceEngine:
     def close(self) -> None:
         """Cancel the questions and end the model's thread."""
         self._thread.close()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's own error, or the CPU allocator's, which is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def _fields(config: type) -> set[str]:
