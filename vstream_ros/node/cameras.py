@@ -109,7 +109,7 @@ class CameraSubscription:
         self._subscription = self._node.create_subscription(
             self._msg_type,
             self.topic,
-            guarded(self._node, f"the image callback of camera {self._settings.name}", self._on_image),
+            guarded(self._node, f"the image callback of camera {self._settings.name}", self.on_image),
             QoSProfile(depth=QUEUE_DEPTH, reliability=reliability, durability=DurabilityPolicy.VOLATILE),
             event_callbacks=SubscriptionEventCallbacks(
                 incompatible_qos=guarded(self._node, "the QoS event callback", self._on_incompatible_qos)
@@ -122,7 +122,8 @@ class CameraSubscription:
 
     # -- images ------------------------------------------------------------------------------------------------------
 
-    def _on_image(self, message: Any) -> None:
+    def on_image(self, message: Any) -> None:
+        """From the subscription into the memory. The executor's thread; nothing else may run meanwhile."""
         self.received += 1
         self._last_image_at = time.monotonic()
         name = self._settings.name

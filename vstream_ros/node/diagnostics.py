@@ -68,7 +68,7 @@ def model(status: EngineStatus | None, lifecycle: str) -> Diagnostic:
         return Diagnostic("model", Level.STALE, f"no model: the node is {lifecycle}; configure it", values)
     values |= {"model": status.model, "model state": status.model_state.name, "model error": status.model_error}
     if status.model_state is ModelState.FAILED:
-        message = f"can't load {status.model}: {status.model_error}; then call ~/reload_model"
+        message = f"{status.model_error}; call ~/reload_model when that is mended"
         return Diagnostic("model", Level.ERROR, message, values)
     if status.model_state is ModelState.LOADING:
         return Diagnostic("model", Level.WARN, f"loading {status.model}", values)

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-EXIT_DEADLINE_S = 4.0
+EXIT_DEADLINE_S = 3.5
 """From the signal on. A model that is being loaded can't be interrupted, and is not waited for any longer."""
 DRAIN_S = 1.5
 """For answering the questions that were cut short."""
@@ -64,7 +64,7 @@ class _SignalWatch:
 
     def __init__(self) -> None:
         self.wake: Any = None
-        """Called at the signal, in this thread."""
+        """Called at the signal, in this thread; None until the node is there."""
         self._stop = threading.Event()
         signals = {signal.SIGINT, signal.SIGTERM}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # in all threads that are started from here on
@@ -76,8 +76,9 @@ class _SignalWatch:
     def _wait(self, signals: set[signal.Signals]) -> None:
         signal.sigwait(signals)  # further ones stay blocked: ros2 launch and the terminal both send Ctrl-C
         self._stop.set()
-        if self.wake is not None:
-            self.wake()
+        if self.wake is None:  # still importing: there is nothing to end
+            os._exit(0)
+        self.wake()
         time.sleep(EXIT_DEADLINE_S)
         sys.stderr.write(f"qa_node: still busy {EXIT_DEADLINE_S:g} s after the signal, leaving anyway\n")
         sys.stderr.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future as ThreadFuture
 from typing import Any
 
@@ -45,7 +45,7 @@ class QaNode(LifecycleNode):
         self._closing: list[threading.Thread] = []
         self._cameras: dict[str, CameraSubscription] = {}
         try:
-            self._parameters = Parameters(self, is_configured=lambda: self._engine is not None)
+            self._qa_parameters = Parameters(self, is_configured=lambda: self._engine is not None)
         except ConfigError:
             super().destroy_node()  # else the context does it at its end, to a node that is half made
             raise
@@ -67,12 +67,17 @@ class QaNode(LifecycleNode):
     @property
     def settings(self) -> Settings:
         """The parameters as they are now."""
-        return self._parameters.settings
+        return self._qa_parameters.settings
 
     @property
     def engine(self) -> DelayedBatchInferenceEngine | None:
         """None while the node is not configured."""
         return self._engine
+
+    @property
+    def cameras(self) -> Mapping[str, CameraSubscription]:
+        """By name; empty while the node is not configured."""
+        return self._cameras
 
     def autostart(self) -> None:
         """Configure and activate, as a lifecycle manager would."""
@@ -166,7 +171,7 @@ class QaNode(LifecycleNode):
             if engine.status().model_state is ModelState.READY:  # else a later load or unload took its place
                 self.get_logger().info(f"{model} is ready")
         elif isinstance(error, VStreamError):
-            self.get_logger().error(f"{model} could not be loaded: {error}; call ~/reload_model when that is mended")
+            self.get_logger().error(f"{error}; call ~/reload_model when that is mended")
         else:
             text = "".join(traceback.format_exception(error))
             self.get_logger().error(f"{model} could not be loaded:\n{text}")

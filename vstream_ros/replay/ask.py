@@ -71,13 +71,13 @@ def feed(
         if engine.check(camera, frame.stamp_ns) not in WANTED:
             continue
         try:
-            status = engine.add_frame(frame.rgb(engine.frame_size), camera=camera, stamp_ns=frame.stamp_ns)
+            image = frame.rgb(engine.frame_size)
         except FrameError as error:
             engine.reject(camera, str(error))
             fed.damaged += 1
             fed.last_fault = str(error)
             continue
-        fed.kept += status.kept
+        fed.kept += engine.add_frame(image, camera=camera, stamp_ns=frame.stamp_ns).kept
     fed.damaged += source.skipped
     fed.last_fault = fed.last_fault or source.last_fault
     return fed

@@ -21,7 +21,7 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -29,6 +29,7 @@ from vstream_ros.errors import ConfigError, InvalidRequestError, VStreamError
 from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, BagSource
 from vstream_ros.replay.playback import Pacer, Prefetcher, ScheduledFrame, restamped
+from vstream_ros.replay.report import frame_progress
 from vstream_ros.replay.sources import is_bag, open_source
 
 MESSAGE_CLASSES = {IMAGE: Image, COMPRESSED_IMAGE: CompressedImage}
@@ -132,7 +133,10 @@ class BagPlayer:
         self.worst_delay_s = max(self.worst_delay_s, delay_ns / NANOSECONDS)
 
     def _flush(self) -> None:
-        """Let reliable subscribers fetch what they have not got yet, before the publishers go."""
+        """Let reliable subscribers fetch what they have not got yet, before the publishers go.
+
+        Fast DDS asks for acknowledgements every three seconds, so that this takes as long even when nothing is missing.
+        """
         deadline = time.monotonic() + FLUSH_TIMEOUT_S
         for publisher in self._publishers.values():
             while time.monotonic() < deadline and not self._stop.is_set():
@@ -271,8 +275,7 @@ def _play(player: BagPlayer, stop: threading.Event, notes: Console) -> None:
     missing = player.wait_for_subscribers()
     if missing and not stop.is_set():
         notes.print(f"no subscription on {', '.join(missing)}: playing anyway", style="yellow", markup=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=notes, transient=True) as progress:
+    with frame_progress(notes) as progress:
         player.play(progress)
 
 

@@ -56,10 +56,11 @@ def print_reply(console: Console, number: int, reply: Reply) -> None:
     if shown or not reply.error_code:
         console.print(f"[bold]Answer {number}:[/bold]   {escape(shown) or '(empty)'}", highlight=False, soft_wrap=True)
     if reply.error_code:
-        console.print(f"[bold red]{reply.error_code}:[/bold red] {escape(reply.message)}", highlight=False, soft_wrap=True)
+        message = f"[bold red]{reply.error_code}:[/bold red] {escape(reply.message)}"
+        console.print(message, highlight=False, soft_wrap=True)
 
 
 def frame_progress(console: Console) -> Progress:
-    """Return a progress bar that counts frames and leaves nothing behind."""
+    """Return a progress bar that counts frames and leaves nothing behind; none where nobody watches."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,205 @@
+"""The lifecycle over its real services: what exists in which state, and what a question is told there."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from lifecycle_msgs.msg import Transition
+from rclpy.lifecycle import LifecycleNode
+from ros_client import code_name, image, wait_until
+
+from vstream_ros.engine import DelayedBatchInferenceEngine, ModelState
+
+
+def test_autostart_activates(start, planner):
+    start()
+    assert planner.state() == "active"
+
+
+def test_a_manager_brings_the_node_up_step_by_step(start, planner):
+    node = start(autostart=False)
+    assert planner.state() == "unconfigured"
+    refused = planner.ask()
+    assert code_name(refused) == "NOT_READY"
+    assert "configure" in refused.message
+    assert not planner.trigger("clear_memory").success
+    reload = planner.trigger("reload_model")
+    assert not reload.success
+    assert "configure" in reload.message
+
+    assert planner.transition(Transition.TRANSITION_CONFIGURE)
+    assert planner.state() == "inactive"
+    node.wait_ready()  # the model is loaded while the node is inactive
+    refused = planner.ask()
+    assert code_name(refused) == "NOT_READY"
+    assert "activate" in refused.message
+
+    assert planner.transition(Transition.TRANSITION_ACTIVATE)
+    planner.publish(image(0), image(1))
+    node.wait_kept(2)
+    assert code_name(planner.ask()) == "NONE"
+
+
+def test_an_inactive_node_does_not_watch(start, planner):
+    node = start()
+    planner.publish(image(0), image(1))
+    node.wait_kept(2)
+    publisher = planner.publisher()
+    assert planner.transition(Transition.TRANSITION_DEACTIVATE)
+    wait_until(lambda: publisher.get_subscription_count() == 0, "the subscription is gone")
+    publisher.publish(image(2))
+    assert node.memory.frames_kept == 2
+    assert planner.transition(Transition.TRANSITION_ACTIVATE)
+    planner.publish(image(3))
+    node.wait_kept(3)
+
+
+def test_cleanup_frees_the_model_and_the_frames_and_configure_brings_a_new_one(start, planner):
+    node = start()
+    planner.publish(image(0), image(1))
+    node.wait_kept(2)
+    node.wait_ready()
+    old = node.node.engine
+    assert planner.transition(Transition.TRANSITION_DEACTIVATE)
+    assert planner.transition(Transition.TRANSITION_CLEANUP)
+    assert planner.state() == "unconfigured"
+    assert node.node.engine is None
+    wait_until(lambda: old.status().model_state is ModelState.UNLOADED, "the weights are freed")
+    node.node.wait_closed(30.0)
+    assert not any(thread.name == "vstream-close" for thread in threading.enumerate())
+    assert code_name(planner.ask()) == "NOT_READY"
+
+    assert planner.transition(Transition.TRANSITION_CONFIGURE)
+    assert planner.transition(Transition.TRANSITION_ACTIVATE)
+    node.wait_ready()
+    assert code_name(planner.ask()) == "NO_FRAMES"
+    planner.publish(image(2), image(3))
+    node.wait_kept(2)
+    assert code_name(planner.ask()) == "NONE"
+
+
+def test_shutdown_finalizes_and_still_answers(start, planner):
+    start()
+    assert planner.transition(Transition.TRANSITION_ACTIVE_SHUTDOWN)
+    assert planner.state() == "finalized"
+    refused = planner.ask()
+    assert code_name(refused) == "NOT_READY"
+    assert "restart" in refused.message
+
+
+def test_an_impossible_transition_is_refused(start, planner):
+    start()
+    assert not planner.transition(Transition.TRANSITION_CONFIGURE)
+    assert planner.state() == "active"
+
+
+def test_transitions_do_not_wait_for_the_model(start, planner, monkeypatch):
+    release = threading.Event()
+    original = DelayedBatchInferenceEngine.load
+
+    def slow_load(self, model=None):
+        self._thread.run(release.wait)
+        return original(self, model)
+
+    monkeypatch.setattr(DelayedBatchInferenceEngine, "load", slow_load)
+    node = start(autostart=False)
+    try:
+        for transition in (
+            Transition.TRANSITION_CONFIGURE,
+            Transition.TRANSITION_ACTIVATE,
+            Transition.TRANSITION_DEACTIVATE,
+            Transition.TRANSITION_CLEANUP,
+            Transition.TRANSITION_CONFIGURE,
+            Transition.TRANSITION_ACTIVATE,
+        ):
+            assert planner.transition(transition)
+        assert node.node.engine.status().model_state is not ModelState.READY
+    finally:
+        release.set()
+    node.wait_ready()
+
+
+def test_a_failing_transition_is_logged_and_survived(start, planner, monkeypatch, capfd):
+    node = start(autostart=False)
+    monkeypatch.setattr(DelayedBatchInferenceEngine, "frame_size", lambda *args: 1 / 0)
+    assert not planner.transition(Transition.TRANSITION_CONFIGURE)
+    assert planner.state() == "unconfigured"
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    monkeypatch.undo()
+    assert planner.transition(Transition.TRANSITION_CONFIGURE)
+    node.wait_ready()
+
+
+def test_no_attribute_hides_one_of_rclpys(start):
+    node = start(autostart=False).node
+    plain = LifecycleNode("plain", context=node.context)
+    try:
+        types = {name: type(value) for name, value in vars(plain).items()}
+        hidden = {name for name, value in vars(node).items() if type(value) is not types.get(name, type(value))}
+    finally:
+        plain.destroy_node()
+    assert hidden <= {"_Node__executor_weakref"}  # None until there is an executor
+
+
+# ---- the model ----
+
+
+def test_a_model_that_cannot_be_had_leaves_the_node_up(start, planner, tmp_path, checkpoint):
+    from rclpy.parameter import Parameter
+
+    node = start(model=str(tmp_path / "nothing"))
+    wait_until(lambda: node.node.engine.status().model_state is ModelState.FAILED, "the load fails")
+    planner.publish(image(0), image(1))
+    node.wait_kept(2)
+    failed = planner.ask()
+    assert code_name(failed) == "MODEL_FAILED"
+    assert "nothing" in failed.message
+    again = planner.trigger("reload_model")
+    assert not again.success
+    assert "nothing" in again.message
+    (result,) = node.node.set_parameters([Parameter("model", value=str(checkpoint))])
+    assert result.successful
+    mended = planner.trigger("reload_model")
+    assert mended.success, mended.message
+    answer = planner.ask()
+    assert code_name(answer) == "NONE"
+    assert answer.metrics.frames == 2  # what was seen meanwhile is kept
+
+
+def test_a_reload_keeps_the_frames(start, planner):
+    node = start()
+    planner.publish(image(0), image(1))
+    node.wait_kept(2)
+    node.wait_ready()
+    first = planner.ask()
+    assert planner.trigger("reload_model").success
+    second = planner.ask()
+    assert second.answer == first.answer
+    assert not second.metrics.cache_hit
+
+
+def test_clear_memory(start, planner):
+    node = start()
+    planner.publish(image(0), image(1))
+    node.wait_kept(2)
+    node.wait_ready()
+    assert code_name(planner.ask()) == "NONE"
+    response = planner.trigger("clear_memory")
+    assert response.success
+    assert "2 frames" in response.message
+    assert code_name(planner.ask()) == "NO_FRAMES"
+    assert node.node.engine.status().memory_epoch == 1
+    planner.publish(image(2), image(3))
+    node.wait_kept(4)
+    assert code_name(planner.ask()) == "NONE"
+
+
+@pytest.mark.parametrize("cycles", [20])
+def test_many_activations(start, planner, cycles):
+    node = start()
+    for _ in range(cycles):
+        assert planner.transition(Transition.TRANSITION_DEACTIVATE)
+        assert planner.transition(Transition.TRANSITION_ACTIVATE)
+    planner.publish(image(0), image(1))
+    node.wait_kept(2)
