@@ -57,11 +57,11 @@ def compare(
     while True:
         stride = comparison.frame_stride
         clip = read_clip(model, source, frames=max(2, frames // stride), sample_rate_hz=sample_rate_hz, stride=stride)
-        on_step(f"warming up, {clip.frame_count} frames")
-        for _ in run_methods(model, dataclasses.replace(clip, tubelets=clip.tubelets[:2]), question, 1, window):
-            pass
+        comparison.results = []
         try:
-            comparison.results = []
+            on_step(f"warming up, {clip.frame_count} frames")
+            for _ in run_methods(model, dataclasses.replace(clip, tubelets=clip.tubelets[:2]), question, 1, window):
+                pass
             on_step("native")
             for result in run_methods(model, clip, question, max_new_tokens, window):
                 comparison.results.append(result)
