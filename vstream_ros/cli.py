@@ -236,7 +236,7 @@ def _record(args: argparse.Namespace, out: Console, notes: Console) -> int:
 
 
 def _demo(args: argparse.Namespace, out: Console, notes: Console) -> int:
-    from vstream_ros.demo import run_demo
+    from vstream_ros.demo.run import run_demo
 
     return run_demo(args.workdir, args.video, args.model, args.question, out)
 

@@ -15,7 +15,7 @@ from vstream_ros.engine.device_memory import is_out_of_memory
 from vstream_ros.errors import NoFramesError, OutOfMemoryError
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager, Verdict
 from vstream_ros.models.qwen import QwenVideoModel
-from vstream_ros.replay.sources import Source
+from vstream_ros.replay.frames import Source
 
 
 def read_clip(model: QwenVideoModel, source: Source, *, frames: int, sample_rate_hz: float, stride: int) -> Clip:
