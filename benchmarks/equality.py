@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,10 +70,12 @@ def recorded_logits(model: Any) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
-def cached_answer(answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Question) -> Generated:
-    """The engine's answer."""
+def cached_answer(
+    answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Question, part: Hashable | None = None
+) -> Generated:
+    """The engine's answer; ``part``: on a fork."""
     with recorded_logits(answerer.model.model) as rows:  # type: ignore[attr-defined]
-        answer = answerer.answer(clips, question)
+        answer = answerer.answer(clips, question, part=part)
     return Generated(list(answer.token_ids), torch.stack(rows))
 
 
@@ -145,10 +147,39 @@ def control_stale_feature(
     return cached_answer(answerer, clips, question)
 
 
+def control_kept_after_eviction(
+    answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Question, rng: np.random.Generator
+) -> Generated:
+    """Keys and values of an evicted tubelet are cut out, and those behind it kept, though they have seen it.
+
+    The evicted one is an extra tubelet in front of the last of ``clips``, which the answer is about.
+    """
+    answerer.drop_caches()
+    index = max(range(len(clips)), key=lambda k: len(clips[k]))
+    tubelets = list(clips[index].tubelets)
+    last = tubelets[-1]
+    other = np.ascontiguousarray(255 - last.frames[:, ::-1])
+    extra = dataclasses.replace(last, id=10**9, frames=other, time_ns=(tubelets[-2].time_ns + last.time_ns) // 2)
+    longer = dataclasses.replace(clips[index], tubelets=(*tubelets[:-1], extra, last))
+    before = answerer.prompt((*clips[:index], longer, *clips[index + 1 :]), question.text)
+    after = answerer.prompt(clips, question.text)
+    timeline = answerer.timelines.current
+    timeline.sync(before)
+    position = before.tubelets.index(extra)
+    start, end = before.spans[position - 1][1], before.spans[position][1]
+    for layer in timeline.cache.layers:
+        layer.keys = torch.cat([layer.keys[..., :start, :], layer.keys[..., end:, :]], dim=-2)
+        layer.values = torch.cat([layer.values[..., :start, :], layer.values[..., end:, :]], dim=-2)
+    timeline._hold(after, after.prefix_length)
+    timeline.check_integrity()
+    return cached_answer(answerer, clips, question)
+
+
 CONTROLS: dict[str, Callable[..., Generated]] = {
     "tubelets_swapped": control_tubelets_swapped,
     "position_off_by_one": control_position_off,
     "stale_feature": control_stale_feature,
+    "kept_after_eviction": control_kept_after_eviction,
 }
 
 
@@ -196,6 +227,7 @@ class RandomStream:
             prefill_chunk_tubelets=int(rng.integers(1, 5)),
             camera_block_s=float(rng.choice([1.0, 3.0])),
             features_max_bytes=int(rng.choice([0, 1 << 30])),
+            forks_max_bytes=int(rng.choice([0, 1 << 30])),
         )
         ids = itertools.count()
         self._memories = {name: SmartFrameManager(memory, camera=name, ids=ids) for name in self.names}
@@ -228,19 +260,38 @@ class RandomStream:
         self._memories[name].add_frame(random_frame(rng, *self._sizes[name]), self._times[name])
         self._memories[name].check_integrity()
 
+    def work_ahead(self) -> None:
+        """Some background steps, as many as a pause of random length would allow."""
+        if self._rng.random() < 0.3:
+            self.answerer.encode_ahead(self.clips())
+        for _ in range(int(self._rng.choice([0, 0, 3, 30]))):
+            later = [memory.next_clip() or memory.clip() for memory in self._memories.values()]
+            self.answerer.prefill_ahead(self.clips(), [clip for clip in later if clip.tubelets])
+            self.check_integrity()
+
     def compare_answer(self, question: Question) -> Comparison:
-        """The engine's answer against native's, with the invariants checked."""
-        cached = cached_answer(self.answerer, self.clips(), question)
-        self.answerer.timeline.check_integrity()
+        """The engine's answer about all of memory, or about a part on a fork, against native's."""
+        clips, part = self.clips(), None
+        if self._rng.random() < 0.3:
+            clip = clips[int(self._rng.integers(len(clips)))]
+            first = int(self._rng.integers(len(clip)))
+            clips, part = (dataclasses.replace(clip, tubelets=clip.tubelets[first:]),), (clip.tubelets[0].camera, first)
+        cached = cached_answer(self.answerer, clips, question, part)
+        self.check_integrity()
+        return compare(cached, native_answer(self.answerer, clips, question))
+
+    def check_integrity(self) -> None:
+        """Every invariant of the caches."""
+        self.answerer.timelines.check_integrity()
         self.answerer.vision.check_integrity()
-        return compare(cached, native_answer(self.answerer, self.clips(), question))
 
     def control_differences(self) -> dict[str, float]:
         """Each negative control's largest logit difference from native."""
         while max(map(len, self.clips()), default=0) < 2:
             self.add_frame(self.names[0])
-        # A feature cache of zero bytes could not hold the stale feature.
-        config = dataclasses.replace(self.config, features_max_bytes=1 << 30)
+        # A feature cache of zero bytes could not hold the stale feature; without true times an eviction would also move
+        # every later position, which another control is about.
+        config = dataclasses.replace(self.config, features_max_bytes=1 << 30, time_positions="true")
         answerer = ClipAnswerer(self.answerer.model, config, self.names)
         question = random_question(self._rng)
         native = native_answer(answerer, self.clips(), question)
@@ -257,5 +308,6 @@ def run_stream(model: QwenVideoModel, seed: int, *, cameras: int = 1, steps: int
     comparisons = []
     for _ in range(steps):
         stream.grow()
+        stream.work_ahead()
         comparisons += [stream.compare_answer(random_question(rng)) for _ in range(int(rng.integers(1, 4)))]
     return StreamResult(comparisons, stream.control_differences())

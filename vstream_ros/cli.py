@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, add, run, text in (
         ("ask", _add_ask, _ask, "answer questions about a video or a bag, without ROS"),
+        ("compare", _add_compare, _compare, "compare ways to answer over the same frames, native inference first"),
         ("record", _add_record, _record, "make a ROS 2 bag of a video"),
         ("demo", _add_demo, _demo, "run the node on a recording and ask it through its service"),
     ):
@@ -83,6 +84,19 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
         help="for each question (default %(default)s)",
     )
     add("--json", action="store_true", help="print one JSON document instead of tables")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recording", type=Path, metavar="VIDEO_OR_BAG", help="its first image topic is used")
+    parser.add_argument("question", nargs="?", default="Describe what is happening in this video.")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="hub id or checkpoint folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument("--local-files-only", action="store_true", help="never ask the model hub")
+    parser.add_argument("--frames", type=int, default=40, help="frames to compare over, from the start")
+    parser.add_argument("--sample-rate", type=float, default=2.0, metavar="HZ", help="frames per second to take")
+    parser.add_argument("--window", type=int, default=20, metavar="FRAMES", help="that the replaced cache holds")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="length of an answer at most")
+    parser.add_argument("--out", type=Path, default=Path("compare"), metavar="FOLDER", help="for the page and the JSON")
 
 
 def _add_record(parser: argparse.ArgumentParser) -> None:
@@ -156,6 +170,47 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
     return int(any(reply.error_code for reply in replies))
 
 
+def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
+    from vstream_ros.replay.sources import open_source
+
+    with open_source(args.recording) as source:
+        from vstream_ros.compare.report import terminal_table, write_json, write_page
+        from vstream_ros.compare.run import compare
+        from vstream_ros.engine import EngineConfig
+        from vstream_ros.models.loader import load_model
+
+        config = EngineConfig(device=args.device, local_files_only=args.local_files_only)
+        with notes.status(f"loading {args.model}") as status:
+            model = load_model(
+                args.model,
+                device=config.device,
+                local_files_only=config.local_files_only,
+                min_pixels=config.min_pixels,
+                max_pixels=config.max_pixels,
+            )
+            comparison = compare(
+                model,
+                source,
+                args.question,
+                frames=args.frames,
+                sample_rate_hz=args.sample_rate,
+                max_new_tokens=args.max_new_tokens,
+                window=args.window // 2,
+                on_step=status.update,
+            )
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(comparison, args.out / "compare.json")
+    write_page(comparison, args.out / "compare.html")
+    out.print(terminal_table(comparison))
+    for note in comparison.notes:
+        notes.print(note, style="yellow", markup=False)
+    for result in comparison.results:
+        shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in result.answer)
+        out.print(f"{result.method}: {shown or '(empty)'}", markup=False, soft_wrap=True)
+    out.print(f"written to {args.out / 'compare.html'} and compare.json beside it", markup=False)
+    return 0
+
+
 def _record(args: argparse.Namespace, out: Console, notes: Console) -> int:
     from vstream_ros.replay.record import RecordOptions, record
     from vstream_ros.replay.report import frame_progress, mebibytes
@@ -181,7 +236,7 @@ def _record(args: argparse.Namespace, out: Console, notes: Console) -> int:
 
 
 def _demo(args: argparse.Namespace, out: Console, notes: Console) -> int:
-    from vstream_ros.demo import run_demo
+    from vstream_ros.demo.run import run_demo
 
     return run_demo(args.workdir, args.video, args.model, args.question, out)
 

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from vstream_ros import demo, demo_processes
+from vstream_ros.demo import processes
+from vstream_ros.demo import run as demo
 from vstream_ros.errors import InvalidRequestError, ModelFailedError, NotReadyError
 from vstream_ros.replay.ask import Reply
 from vstream_ros.replay.report import LATENCIES
@@ -36,13 +37,13 @@ def test_the_installed_executable_is_found_and_its_parameters_with_it(tmp_path, 
     monkeypatch.setenv("AMENT_PREFIX_PATH", f"{other}:{prefix}")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotReadyError, match="not installed"):
-        demo_processes.find_executable("qa_node")  # not executable
+        processes.find_executable("qa_node")  # not executable
     executable.chmod(0o755)
-    assert demo_processes.find_executable("qa_node") == executable
-    assert demo_processes.find_config(executable) == config
+    assert processes.find_executable("qa_node") == executable
+    assert processes.find_config(executable) == config
     config.unlink()
     with pytest.raises(NotReadyError, match=r"qa\.yaml"):
-        demo_processes.find_config(executable)
+        processes.find_config(executable)
 
 
 def _fake_pip(monkeypatch, *, content: dict[str, bytes] | None, error: str = "") -> list:
@@ -107,12 +108,12 @@ time.sleep(60)
 @pytest.mark.parametrize(("code", "ended_by"), [(POLITE, 0), (DEAF, -signal.SIGKILL)])
 def test_a_process_is_ended_politely_then_by_force(tmp_path, monkeypatch, code, ended_by):
     patience = ((signal.SIGINT, 2.0), (signal.SIGTERM, 0.2), (signal.SIGKILL, 10.0))
-    monkeypatch.setattr(demo_processes, "PATIENCE", patience)
+    monkeypatch.setattr(processes, "PATIENCE", patience)
     log = tmp_path / "log"
     started = []
 
     def fail_on_the_way() -> None:
-        with demo_processes.running([sys.executable, "-c", code], log) as process:
+        with processes.running([sys.executable, "-c", code], log) as process:
             started.append(process)
             while "up" not in log.read_text():
                 time.sleep(0.01)
@@ -126,10 +127,10 @@ def test_a_process_is_ended_politely_then_by_force(tmp_path, monkeypatch, code, 
 
 
 def test_a_dead_node_ends_every_wait(tmp_path):
-    with demo_processes.running([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log") as process:
+    with processes.running([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log") as process:
         process.wait(30.0)
         with pytest.raises(ModelFailedError, match="exit code 3"):
-            demo_processes.require_running(process, tmp_path / "log")
+            processes.require_running(process, tmp_path / "log")
 
 
 @pytest.mark.parametrize(

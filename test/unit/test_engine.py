@@ -467,5 +467,5 @@ def test_frames_may_be_added_while_questions_are_answered(engine: DelayedBatchIn
         stop.set()
         thread.join()
     assert not failures
-    answerer.timeline.check_integrity()
+    answerer.timelines.check_integrity()
     answerer.vision.check_integrity()

@@ -53,7 +53,7 @@ def test_part_imports_only_what_it_may(part: str) -> None:
 def test_rclpy_stays_at_the_edge() -> None:
     """In the node, the player, and the demo's client, which is what a planner would be."""
     found = {p.relative_to(ROOT / "vstream_ros") for p in modules() if "rclpy" in top_level(imported(p))}
-    edge = {Path("replay/bag_player.py"), Path("demo_client.py")}
+    edge = {Path("replay/bag_player.py"), Path("demo/client.py")}
     assert not {p for p in found if p.parts[0] != "node"} - edge
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 
 from vstream_ros.engine.config import EngineConfig
 from vstream_ros.engine.segments import clip_segments
 from vstream_ros.engine.timeline import SyncReport, Timeline
+from vstream_ros.engine.timelines import Timelines
 from vstream_ros.engine.types import Answer, AnswerMetrics, Question
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.errors import InvalidRequestError, VStreamError
@@ -59,14 +60,18 @@ class _Decoding:
 
 
 class ClipAnswerer:
-    """Holds the warm timeline and the vision features of one model. Not thread-safe: the model's thread owns it."""
+    """Holds the timelines and the vision features of one model. Not thread-safe: the model's thread owns it."""
 
     def __init__(self, model: VideoModel, config: EngineConfig, cameras: Sequence[str]) -> None:
         self.model = model
         self.config = config
         self.cameras = tuple(cameras)
         self.vision = VisionCache(model, config.features_max_bytes)
-        self.timeline = Timeline(model, self.vision, config.prefill_chunk_tubelets)
+        self.timelines = Timelines(
+            lambda: Timeline(model, self.vision, config.prefill_chunk_tubelets), config.forks_max_bytes
+        )
+        self._encoded_ahead: set[int] = set()
+        """Tubelets whose features were computed before a question: not again, should the cache have dropped them."""
 
     def prompt(self, clips: Sequence[Clip], question: str) -> Prompt:
         """The whole prompt, as native inference would have it."""
@@ -78,7 +83,7 @@ class ClipAnswerer:
         clips: Sequence[Clip],
         question: Question,
         *,
-        warm: bool = True,
+        part: Hashable | None = None,
         arrived_at: float | None = None,
         interrupts: Interrupts | None = None,
     ) -> Answer:
@@ -87,7 +92,7 @@ class ClipAnswerer:
         Args:
             clips: one per camera, at least one, none empty.
             question: limits already filled in (``max_new_tokens`` > 0).
-            warm: use and advance the warm timeline; False answers beside it, for clips that are not all of memory.
+            part: None where the clips are all of memory; else which part they are (any key), to be answered on a fork.
             arrived_at: ``time.monotonic()`` at which the question came; default now.
             interrupts: asked between chunks and tokens.
 
@@ -100,7 +105,8 @@ class ClipAnswerer:
         interrupts = interrupts or Interrupts()
         prompt = self.prompt(clips, question.text)
         self._check_context(prompt, question.max_new_tokens)
-        timeline = self.timeline if warm else Timeline(self.model, self.vision, self.config.prefill_chunk_tubelets)
+        timelines = self.timelines
+        timeline = timelines.for_memory(prompt) if part is None else timelines.for_part(part, prompt)
 
         report = timeline.sync(prompt, interrupts.raise_if_due)
         synced = time.monotonic()
@@ -113,6 +119,7 @@ class ClipAnswerer:
             self.model.generate(prompt, timeline.cache, options)
         finally:
             timeline.rollback(prompt.prefix_length)  # the next question costs its own tokens only
+            timelines.shrink()
         text = self.model.decode_text(decoding.token_ids)
         if decoding.stopped_by is not None:
             decoding.stopped_by.answer = text
@@ -136,10 +143,39 @@ class ClipAnswerer:
             token_ids=tuple(decoding.token_ids),
         )
 
+    def encode_ahead(self, clips: Sequence[Clip]) -> bool:
+        """Compute the features of one tubelet that has none yet; False where there is nothing to do."""
+        tubelets = [t for clip in clips for t in clip.tubelets if not t.provisional]
+        self._encoded_ahead &= {t.id for t in tubelets}
+        for tubelet in tubelets:
+            if tubelet.id not in self.vision and tubelet.id not in self._encoded_ahead:
+                self.vision.features([tubelet])
+                self._encoded_ahead.add(tubelet.id)
+                return True
+        return False
+
+    def prefill_ahead(self, clips: Sequence[Clip], next_clips: Sequence[Clip]) -> bool:
+        """Bring the current timeline, then the one for ``next_clips``, one tubelet nearer to its clips.
+
+        Returns:
+            False where both are in step.
+        """
+        if settled := _settled(clips):
+            prompt = self.prompt(settled, "")
+            if self.timelines.for_memory(prompt).sync(prompt, max_tubelets=1).tubelets_prefilled:
+                return True
+        if not next_clips:
+            return False
+        prompt = self.prompt(next_clips, "")
+        prefilled = self.timelines.for_next(prompt).sync(prompt, max_tubelets=1).tubelets_prefilled
+        self.timelines.shrink()
+        return bool(prefilled) and self.timelines.ahead is not None
+
     def drop_caches(self) -> None:
         """Forget all that was computed; the frames are elsewhere and stay."""
-        self.timeline.reset()
+        self.timelines.reset()
         self.vision.clear()
+        self._encoded_ahead.clear()
 
     def _metrics(self, prompt: Prompt, report: SyncReport) -> AnswerMetrics:
         return AnswerMetrics(
@@ -161,3 +197,9 @@ class ClipAnswerer:
                 f"{self.model.name}; shorten the question, or lower max_new_tokens, max_pixels, star_memory_size or "
                 "stream_window_size"
             )
+
+
+def _settled(clips: Sequence[Clip]) -> list[Clip]:
+    """``clips`` without provisional tubelets, which change with the next frame, and without empty clips."""
+    kept = (replace(clip, tubelets=tuple(t for t in clip.tubelets if not t.provisional)) for clip in clips)
+    return [clip for clip in kept if clip.tubelets]

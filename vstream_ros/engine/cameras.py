@@ -111,6 +111,19 @@ class CameraMemories:
             clips = [self._memory(name).clip(start_ns, end_ns) for name in cameras or self._memories]
             return tuple(clip for clip in clips if clip.tubelets), self.epoch
 
+    def clips_ahead(self) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
+        """One clip per camera with frames, and the same after each memory's next slide.
+
+        The second is empty where no memory can tell its next slide yet.
+        """
+        with self._lock:
+            now = [memory.clip() for memory in self._memories.values()]
+            ahead = [memory.next_clip() for memory in self._memories.values()]
+        if not any(ahead):
+            return tuple(clip for clip in now if clip.tubelets), ()
+        merged = (later or clip for clip, later in zip(now, ahead, strict=True))
+        return tuple(clip for clip in now if clip.tubelets), tuple(clip for clip in merged if clip.tubelets)
+
     def status(self) -> tuple[MemoryStatus, ...]:
         """Fill and counters per camera."""
         with self._lock:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vstream_ros.errors import ConfigError
 
 TIME_POSITIONS = ("true", "index")
-BACKGROUND_ENCODING = ("off",)
+BACKGROUND_ENCODING = ("off", "vision", "full")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,13 @@ class EngineConfig:
     timeout_s: float = 60.0
     """A question's wall time, queue included, when it does not bring its own."""
     max_queued_questions: int = 64
+    forks_max_bytes: int = 2 << 30
+    """KV caches beside the current one at most: those of questions about a part of memory, and the one built ahead."""
     background_encoding: str = "off"
+    """What is computed while nobody asks. "off": nothing; "vision": features; "full": features and KV cache, also the
+    one that memory's next slide will need. In steps of one tubelet, so that a question waits for one step at most."""
+    background_duty: float = 1.0
+    """Part of the time that background work may take of the device, in (0, 1]."""
 
     def __post_init__(self) -> None:
         if self.time_positions not in TIME_POSITIONS:
@@ -50,8 +56,11 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.min_pixels > self.max_pixels:
             raise ConfigError(f"min_pixels must be <= max_pixels ({self.max_pixels}), got {self.min_pixels}")
-        if self.features_max_bytes < 0:
-            raise ConfigError(f"features_max_bytes must be >= 0, got {self.features_max_bytes}")
+        for name in ("features_max_bytes", "forks_max_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0.0 < self.background_duty <= 1.0:
+            raise ConfigError(f"background_duty must be in (0, 1], got {self.background_duty}")
         for name in ("timeout_s", "camera_block_s"):
             if getattr(self, name) <= 0.0:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")

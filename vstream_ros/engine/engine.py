@@ -15,7 +15,7 @@ import torch
 from vstream_ros.engine.answerer import Interrupts
 from vstream_ros.engine.cameras import CameraMemories
 from vstream_ros.engine.config import EngineConfig
-from vstream_ros.engine.device_memory import read_device_memory
+from vstream_ros.engine.device_memory import is_out_of_memory, read_device_memory
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
 from vstream_ros.engine.types import Answer, DeviceMemory, EngineStatus, ModelState, Question
@@ -56,6 +56,7 @@ class _TimelineState:
     tokens: int = 0
     nbytes: int = 0
     features: int = 0
+    ahead_ids: tuple[int, ...] = ()
 
 
 class DelayedBatchInferenceEngine:
@@ -113,7 +114,9 @@ class DelayedBatchInferenceEngine:
         self._timeline_state = _TimelineState()
         if model is not None and not isinstance(model, str):
             self._host.adopt(self._host.wrap(model, processor))
-        self._thread = ModelThread(self._answer)
+        self._thread = ModelThread(self._answer, self._background)
+        self._taken: tuple[float, tuple[Clip, ...], int] = (float("-inf"), (), -1)
+        """When the last question's clips were taken, the clips, and the epoch."""
 
     def __enter__(self) -> DelayedBatchInferenceEngine:
         return self
@@ -189,7 +192,10 @@ class DelayedBatchInferenceEngine:
         """
         if stamp_ns is None and timestamp is not None:
             stamp_ns = round(timestamp * NANOSECONDS)
-        return self._cameras.add_frame(frame, stamp_ns, camera)
+        status = self._cameras.add_frame(frame, stamp_ns, camera)
+        if status.kept and self.config.background_encoding != "off":
+            self._thread.poke()
+        return status
 
     def reject(self, camera: str, reason: str) -> None:
         """Count an image that could not be used."""
@@ -306,7 +312,8 @@ class DelayedBatchInferenceEngine:
         answerer = self._host.answerer
         assert answerer is not None
         question = pending.question
-        clips, epoch = self._cameras.clips(question.cameras, question.start_ns, question.end_ns)
+        part = (question.cameras, question.start_ns, question.end_ns) if question.is_about_a_part else None
+        clips, epoch = self._take_clips(pending)
         if not clips:
             raise NoFramesError(self._why_no_frames(question))
 
@@ -316,14 +323,44 @@ class DelayedBatchInferenceEngine:
                 return CanceledError("the memory was cleared while the question was being answered; ask again")
             return pending.due()
 
-        whole_memory = not (question.cameras or question.start_ns or question.end_ns)
         return answerer.answer(
             clips,
             question,
-            warm=whole_memory,
+            part=part,
             arrived_at=pending.arrived_at,
             interrupts=Interrupts(due, pending.on_text),
         )
+
+    def _take_clips(self, pending: PendingAnswer) -> tuple[tuple[Clip, ...], int]:
+        """The clips of a question. Questions that waited together about all of memory share one set of clips, and so
+        one prefill: it was taken after the last of them came."""
+        question = pending.question
+        if question.is_about_a_part:
+            return self._cameras.clips(question.cameras, question.start_ns, question.end_ns)
+        taken_at, clips, epoch = self._taken
+        if pending.arrived_at >= taken_at or epoch != self._cameras.epoch or not clips:
+            taken_at = time.monotonic()
+            clips, epoch = self._cameras.clips()
+            self._taken = (taken_at, clips, epoch)
+        return clips, epoch
+
+    def _background(self) -> float | None:
+        """In the model's thread: one step of at most one tubelet. Returns the pause before the next one."""
+        answerer, mode = self._host.answerer, self.config.background_encoding
+        if answerer is None or mode == "off":
+            return None
+        started = time.monotonic()
+        clips, next_clips = self._cameras.clips_ahead()
+        try:
+            worked = answerer.encode_ahead(clips) if mode == "vision" else answerer.prefill_ahead(clips, next_clips)
+        except Exception:
+            answerer.drop_caches()
+            raise
+        finally:
+            self._publish()
+        if not worked:
+            return None
+        return (time.monotonic() - started) * (1.0 / self.config.background_duty - 1.0)
 
     def _why_no_frames(self, question: Question) -> str:
         if question.start_ns or question.end_ns:
@@ -350,8 +387,15 @@ class DelayedBatchInferenceEngine:
         if answerer is None:
             self._timeline_state = _TimelineState()
         else:
-            held = answerer.timeline
-            self._timeline_state = _TimelineState(held.tubelet_ids, len(held), held.nbytes, answerer.vision.nbytes)
+            timelines = answerer.timelines
+            held, ahead = timelines.current, timelines.ahead
+            self._timeline_state = _TimelineState(
+                held.tubelet_ids,
+                len(held),
+                timelines.nbytes,
+                answerer.vision.nbytes,
+                ahead.tubelet_ids if ahead is not None else (),
+            )
 
     # -- status ------------------------------------------------------------------------------------------------------
 
@@ -375,11 +419,18 @@ class DelayedBatchInferenceEngine:
             timeline_bytes=timeline.nbytes,
             valid=bool(held) and held == wanted,
             pending_tubelets=len(wanted - held),
+            ahead_pending_tubelets=self._behind_ahead(),
             queued_questions=self._thread.questions,
             memory_epoch=epoch,
             announcements=self._cameras.announcements,
             **counters,
         )
+
+    def _behind_ahead(self) -> int:
+        if self.config.background_encoding != "full":
+            return 0
+        _, next_clips = self._cameras.clips_ahead()
+        return len({t.id for clip in next_clips for t in clip.tubelets} - set(self._timeline_state.ahead_ids))
 
     def device_memory(self) -> list[DeviceMemory]:
         """Bytes per device, and how they are shared between weights, frames, features and KV cache."""
@@ -399,13 +450,6 @@ class DelayedBatchInferenceEngine:
     def close(self) -> None:
         """Cancel the questions and end the model's thread."""
         self._thread.close()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's own error, or the CPU allocator's, which is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def _fields(config: type) -> set[str]:

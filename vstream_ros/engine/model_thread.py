@@ -54,8 +54,20 @@ class ModelThread:
     ran out end at once, also while another one is being answered.
     """
 
-    def __init__(self, answer: Callable[[PendingAnswer], Answer], name: str = "vstream-model") -> None:
+    def __init__(
+        self,
+        answer: Callable[[PendingAnswer], Answer],
+        background: Callable[[], float | None] = lambda: None,
+        name: str = "vstream-model",
+    ) -> None:
+        """
+        Args:
+            answer: computes one answer.
+            background: called while there is nothing else to do: takes one short step and returns the seconds to wait
+                before the next one, or None when there is nothing left (then ``poke`` says that there is).
+        """
         self._answer = answer
+        self._background = background
         self._inbox: queue.SimpleQueue[Callable[[], None] | PendingAnswer | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._questions: list[PendingAnswer] = []
@@ -94,6 +106,10 @@ class ModelThread:
         self._inbox.put(guarded)
         return future
 
+    def poke(self) -> None:
+        """There may be background work."""
+        self._inbox.put(lambda: None)
+
     def cancel_all(self, reason: str) -> None:
         """End every waiting and running question with ``CanceledError``."""
         with self._lock:
@@ -116,11 +132,27 @@ class ModelThread:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while (item := self._inbox.get()) is not None:
+        pause_s: float | None = None
+        while True:
+            try:
+                item = self._inbox.get(timeout=pause_s)
+            except queue.Empty:
+                pause_s = self._run_background()
+                continue
+            if item is None:
+                return
             if isinstance(item, PendingAnswer):
                 self._run_question(item)
             else:
                 item()
+            pause_s = 0.0
+
+    def _run_background(self) -> float | None:
+        try:
+            return self._background()
+        except Exception:  # the thread must outlive it; a question finds out for itself
+            logger.exception("background work failed; it goes on with the next frame")
+            return None
 
     def _run_question(self, pending: PendingAnswer) -> None:
         if pending.future.done():  # ended while it waited

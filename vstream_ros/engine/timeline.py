@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,27 @@ class Timeline:
     @property
     def nbytes(self) -> int:
         """Bytes of storage: a cropped tensor is a view that keeps the whole of it."""
-        total = 0
+        return sum(dict(self.storages()).values())
+
+    def storages(self) -> Iterator[tuple[int, int]]:
+        """(address, bytes) of every tensor's storage; forks share some of them."""
         for layer in self.cache.layers:
             if layer.is_initialized:
-                total += layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes()
-        return total
+                for tensor in (layer.keys, layer.values):
+                    storage = tensor.untyped_storage()
+                    yield storage.data_ptr(), storage.nbytes()
+
+    def fork(self, length: int) -> Timeline:
+        """Another timeline that holds the first ``length`` tokens of this one, on the same storage.
+
+        Nothing is copied until the fork grows, and neither ever changes what the other holds: growing a cache makes
+        new tensors, cropping it new views.
+        """
+        forked = Timeline(self._model, self._vision, self._chunk_tubelets)
+        forked.cache = self._model.fork_cache(self.cache, length)
+        forked._tokens = self._tokens[:, :length]
+        forked._name_tubelets()
+        return forked
 
     def common_prefix(self, prompt: Prompt) -> int:
         """Tokens that the cache shares with ``prompt``, cut back to whole tubelets."""
@@ -67,15 +83,18 @@ class Timeline:
                 return start
         return length
 
-    def sync(self, prompt: Prompt, checkpoint: Callable[[], None] = lambda: None) -> SyncReport:
+    def sync(
+        self, prompt: Prompt, checkpoint: Callable[[], None] = lambda: None, *, max_tubelets: int | None = None
+    ) -> SyncReport:
         """Make the cache hold ``prompt`` up to its last video token: keep the common prefix, prefill the rest.
 
-        ``checkpoint`` is called between chunks and may raise to stop there; what was prefilled stays.
+        ``checkpoint`` is called between chunks and may raise to stop there; what was prefilled stays. With
+        ``max_tubelets`` it goes no further than that in this call.
         """
         reused = self.common_prefix(prompt)
         self.rollback(reused)
-        todo = [index for index, span in enumerate(prompt.spans) if span[0] >= reused]
-        report = SyncReport(reused, prompt.prefix_length - reused, 0, len(todo))
+        todo = [index for index, span in enumerate(prompt.spans) if span[0] >= reused][:max_tubelets]
+        report = SyncReport(reused, 0, 0, len(todo))
         for group in self._chunks(prompt, todo):
             checkpoint()
             features, encoded = self._vision.features([prompt.tubelets[i] for i in group])
@@ -87,6 +106,7 @@ class Timeline:
                 self.rollback(len(self))  # layers may have grown unevenly
                 raise
             self._hold(prompt, end)
+        report.tokens_computed = len(self) - reused
         return report
 
     def rollback(self, length: int) -> None:
@@ -96,8 +116,7 @@ class Timeline:
             if excess > 0:
                 layer.crop(-excess)
         self._tokens = self._tokens[:, :length]
-        held = self._tokens[5]
-        self.tubelet_ids = tuple(dict.fromkeys(held[held >= 0].tolist()))
+        self._name_tubelets()
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` where the bookkeeping and the cache disagree (tests call this)."""
@@ -112,7 +131,11 @@ class Timeline:
 
     def _hold(self, prompt: Prompt, end: int) -> None:
         self._tokens = _stack(prompt)[:, :end]
-        self.tubelet_ids = tuple(t.id for t, span in zip(prompt.tubelets, prompt.spans, strict=True) if span[1] <= end)
+        self._name_tubelets()
+
+    def _name_tubelets(self) -> None:
+        held = self._tokens[5]
+        self.tubelet_ids = tuple(dict.fromkeys(held[held >= 0].tolist()))
 
     def _chunks(self, prompt: Prompt, indices: list[int]) -> list[list[int]]:
         """Tubelets to prefill together: at most ``chunk_tubelets``, all of one frame size."""

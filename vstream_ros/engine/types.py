@@ -28,6 +28,11 @@ class Question:
     timeout_s: float = 0.0
     """Wall time including the queue; 0: the engine's default."""
 
+    @property
+    def is_about_a_part(self) -> bool:
+        """Whether it is about some cameras or a time range only, not about all of memory."""
+        return bool(self.cameras or self.start_ns or self.end_ns)
+
 
 @dataclass
 class AnswerMetrics:
@@ -100,6 +105,8 @@ class EngineStatus:
     """The KV cache holds exactly the clip that memory would hand out now."""
     pending_tubelets: int = 0
     """Tubelets of the clip that are not in the KV cache."""
+    ahead_pending_tubelets: int = 0
+    """Tubelets that the KV cache for the next slide still lacks (background_encoding "full")."""
     queued_questions: int = 0
     cache_hits: int = 0
     cache_misses: int = 0

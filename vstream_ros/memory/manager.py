@@ -141,6 +141,15 @@ class SmartFrameManager:
             return self._clip
         return replace(self._clip, tubelets=tuple(t for t in self._clip.tubelets if _within(t, start_ns, end_ns)))
 
+    def next_clip(self) -> Clip | None:
+        """The clip that the next slide of the window will leave, up to today's newest tubelet.
+
+        None while it can't be told yet. Whatever arrives before the slide only appends to it, so it can be computed
+        ahead. Without a provisional tubelet.
+        """
+        held = self._store.after_slide()
+        return None if held is None else Clip(tuple(held), second_per_grid=self._patch * self.period_s)
+
     def clear(self, reason: str) -> None:
         """Forget all frames, the sampling grid and the pinned period. The counters stay, ids go on."""
         known = reason in self._clears or len(self._clears) < MAX_CLEAR_REASONS

@@ -28,25 +28,24 @@ class StarStream:
         self.stream.append(tubelet)
         if len(self.stream) < self._window + self._slide:
             return
-        self.star += self.stream[: self._slide]
-        del self.stream[: self._slide]
-        while len(self.star) > self._star_capacity:
-            del self.star[self._least_valuable()]
+        self.star, self.stream = self._slid()
 
-    def _least_valuable(self) -> int:
-        """Index of the star tubelet to forget: the smallest importance x (gap it would leave), never the first.
+    def after_slide(self) -> list[Tubelet] | None:
+        """Star and stream as they will stand after the next slide, up to today's newest tubelet.
 
-        Importance alone would freeze star: after an hour nothing beats what is in it. With the gap in time between
-        the neighbours, near-duplicates go first and the past stays covered, the sparser the less happened.
-        Where all is black (importance 0) the gap decides alone.
+        What leaves and what is promoted is settled as soon as the window holds more than one slide's tubelets; None
+        before that. What arrives until then is appended and changes nothing of it.
         """
-        times = [tubelet.time_ns for tubelet in self.star] + [self.stream[0].time_ns]
+        if len(self.stream) <= self._slide:
+            return None
+        star, stream = self._slid()
+        return star + stream
 
-        def value(index: int) -> tuple[float, int]:
-            gap_ns = times[index + 1] - times[index - 1]
-            return retention(self.star[index]) * gap_ns, gap_ns
-
-        return min(range(1, len(self.star)), key=value)
+    def _slid(self) -> tuple[list[Tubelet], list[Tubelet]]:
+        star, stream = self.star + self.stream[: self._slide], self.stream[self._slide :]
+        while len(star) > self._star_capacity:
+            del star[_least_valuable(star, stream[0].time_ns)]
+        return star, stream
 
     def clear(self) -> None:
         """Forget every tubelet."""
@@ -65,3 +64,19 @@ class StarStream:
 def retention(tubelet: Tubelet) -> float:
     """What a tubelet's importance counts in star: a scene change is worth as much as any frame can be."""
     return 1.0 if tubelet.scene_change else tubelet.importance
+
+
+def _least_valuable(star: list[Tubelet], next_ns: int) -> int:
+    """Index of the star tubelet to forget: the smallest importance x (gap it would leave), never the first.
+
+    Importance alone would freeze star: after an hour nothing beats what is in it. With the gap in time between the
+    neighbours, near-duplicates go first and the past stays covered, the sparser the less happened. Where all is black
+    (importance 0) the gap decides alone. ``next_ns``: time of the tubelet after the last one.
+    """
+    times = [tubelet.time_ns for tubelet in star] + [next_ns]
+
+    def value(index: int) -> tuple[float, int]:
+        gap_ns = times[index + 1] - times[index - 1]
+        return retention(star[index]) * gap_ns, gap_ns
+
+    return min(range(1, len(star)), key=value)

@@ -144,6 +144,10 @@ class VideoModel(abc.ABC):
         """An empty KV cache that can be cropped."""
 
     @abc.abstractmethod
+    def fork_cache(self, cache: Any, length: int) -> Any:
+        """A cache with the first ``length`` tokens of ``cache``, on the same storage; nothing is copied."""
+
+    @abc.abstractmethod
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Any) -> None:
         """Extend ``cache`` to the first ``end`` tokens of ``prompt``; ``features``: of the tubelets newly covered."""
 

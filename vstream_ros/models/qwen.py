@@ -56,9 +56,8 @@ class QwenVideoModel(VideoModel):
         self._video_token_id: int = model.config.video_token_id
         self._video_runs = re.compile(f"((?:{re.escape(self._video_token)})+)")
         # Text a user could write that the tokenizer would take for control tokens or visual placeholders.
-        self._control_tokens = re.compile(
-            "|".join(re.escape(str(token)) for token in processor.tokenizer.added_tokens_encoder)
-        )
+        special = [str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
+        self._control_tokens = re.compile("|".join(map(re.escape, special)))
         self._tokenize_piece = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
         self.new_cache()  # refuses layers that can't be cropped before anything is asked
         self._check_layout()
@@ -205,6 +204,15 @@ class QwenVideoModel(VideoModel):
                 "use a checkpoint with full attention in every layer"
             )
         return cache
+
+    def fork_cache(self, cache: DynamicCache, length: int) -> DynamicCache:
+        forked = self.new_cache()
+        for layer, source in zip(forked.layers, cache.layers, strict=True):
+            if length and source.is_initialized:
+                layer.lazy_initialization(source.keys, source.values)
+                # Not by update(), which would copy.
+                layer.keys, layer.values = source.keys[..., :length, :], source.values[..., :length, :]
+        return forked
 
     @torch.inference_mode()
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: DynamicCache) -> None:

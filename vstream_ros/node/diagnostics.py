@@ -152,7 +152,8 @@ def memory(status: EngineStatus | None, devices: Sequence[DeviceMemory]) -> Diag
         "timeline tubelets": status.timeline_tubelets,
         "timeline tokens": status.timeline_tokens,
         "timeline bytes": status.timeline_bytes,
-        "tubelets not encoded": status.pending_tubelets,
+        "tubelets not in the KV cache": status.pending_tubelets,
+        "tubelets not built ahead": status.ahead_pending_tubelets,
         "memory epoch": status.memory_epoch,
     }
     values |= {f"clearing {i + 1}": text for i, text in enumerate(status.announcements)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vstream_ros.errors import FrameError, VStreamError
 from vstream_ros.memory.types import Verdict
-from vstream_ros.replay.sources import Source
+from vstream_ros.replay.frames import Source
 
 if TYPE_CHECKING:
     from vstream_ros.engine import DelayedBatchInferenceEngine

@@ -18,7 +18,8 @@ from rosbags.rosbag2 import StoragePlugin, Writer
 from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
 from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, TYPES
-from vstream_ros.replay.sources import Source, is_bag, open_source
+from vstream_ros.replay.frames import Source
+from vstream_ros.replay.sources import is_bag, open_source
 
 STORAGES = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}
 ENCODINGS = ("bgr8", "rgb8", "mono8")

@@ -18,7 +18,7 @@ from vstream_ros.errors import FrameError, InvalidRequestError
 from vstream_ros.images import SizeRule
 from vstream_ros.memory.resize import resize_rgb
 from vstream_ros.memory.types import NANOSECONDS
-from vstream_ros.replay.sources import Frame, Source
+from vstream_ros.replay.frames import Frame, Source
 
 VIDEO_TOPIC = "video"
 DEFAULT_RATE_HZ = Fraction(25)

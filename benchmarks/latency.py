@@ -1,0 +1,286 @@
+"""Time to the first token and peak memory, native inference against ours, on the same weights, frames and question.
+
+    python -m benchmarks.latency [--tubelets 10 20 40 80] [--repeats 5] [--out build/bench.json]
+
+Native is one call of the processor and ``generate(max_new_tokens=1)``. Runs of both are interleaved and the ratios are
+taken within one repetition, so that a machine that changes its speed changes both. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.equality import random_frame
+from vstream_ros.engine.answerer import ClipAnswerer
+from vstream_ros.engine.config import EngineConfig
+from vstream_ros.engine.segments import clip_segments
+from vstream_ros.engine.types import Question
+from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager
+from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.models.base import GenerationOptions
+from vstream_ros.models.loader import wrap_model
+from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.synthetic.random_model import random_model
+
+SIDE = 224
+"""Pixels; 64 tokens a tubelet."""
+QUESTION = "Describe what is happening in this video."
+WORDS = ("Describe", " what", " is", " happening", " in", " this", " video", "assistant")
+"""As single tokens they give the question the length that it has with Qwen's own tokenizer."""
+SIZES = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "layers": 8,
+    "heads": 8,
+    "kv_heads": 2,
+    "vocab_size": 4096,
+    "vision_hidden_size": 256,
+    "vision_depth": 6,
+    "vision_heads": 4,
+}
+STREAM_MEMORY = MemoryConfig(scene_threshold=1.0, include_pending=False)
+STREAM_STEPS = 4
+"""Background steps between two tubelets of the stream: what a device four times faster than the stream can do."""
+console = Console()
+
+
+@dataclasses.dataclass
+class Row:
+    """One scenario: seconds to the first token, medians; ratios native over ours within a repetition."""
+
+    scenario: str
+    model: str
+    tubelets: int
+    suffix_tokens: int
+    native_ttft_s: float
+    ours_ttft_s: float
+    ours_p95_s: float
+    ours_max_s: float
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    repeats: int
+    answers_equal: bool
+
+
+class Contest:
+    """Native and ours over the same clip, and the times that each took."""
+
+    def __init__(self, model: QwenVideoModel, config: EngineConfig | None = None) -> None:
+        self.model = model
+        self.answerer = ClipAnswerer(model, config or EngineConfig(), ["camera"])
+
+    def native(self, clip: Clip) -> tuple[float, list[int]]:
+        """Seconds to the first token, and the token."""
+        segments = clip_segments((clip,), ["camera"], 10.0)
+        started = time.perf_counter()
+        tokens = self.model.native_generate(segments, QUESTION, GenerationOptions(1), true_time=True)
+        return time.perf_counter() - started, tokens
+
+    def ours(self, clip: Clip) -> tuple[float, list[int]]:
+        """The same through the engine."""
+        started = time.perf_counter()
+        answer = self.answerer.answer((clip,), Question(QUESTION, max_new_tokens=1))
+        return time.perf_counter() - started, list(answer.token_ids)
+
+    def suffix_tokens(self, clip: Clip) -> int:
+        """Tokens of the prompt after the last video token."""
+        prompt = self.answerer.prompt((clip,), QUESTION)
+        return len(prompt) - prompt.prefix_length
+
+
+def make_model(*, short: bool) -> QwenVideoModel:
+    """About 30 M random parameters; ``short``: the question's words are single tokens."""
+    model, processor = random_model("qwen2_5_vl", **SIZES)
+    if short:
+        processor.tokenizer.add_tokens(list(WORDS))
+    return wrap_model(model, processor, name="random Qwen2.5-VL", min_pixels=56 * 56, max_pixels=SIDE * SIDE)
+
+
+def make_clip(count: int) -> Clip:
+    """``count`` tubelets, one a second."""
+    rng = np.random.default_rng(0)
+    tubelets = tuple(
+        Tubelet(k, "camera", np.stack([random_frame(rng, SIDE, SIDE)] * 2), (k,), k * NANOSECONDS, 0.0)
+        for k in range(count)
+    )
+    return Clip(tubelets, 1.0)
+
+
+def row(
+    contest: Contest, scenario: str, clip: Clip, pairs: list[tuple[float, float]], equal: bool, tubelets: int = 0
+) -> Row:
+    """Summarise (native, ours) seconds."""
+    native, ours = np.array(pairs).T
+    ratios = native / ours
+    return Row(
+        scenario=scenario,
+        model=f"{contest.model.name}, {contest.model.weight_bytes / 4e6:.1f} M",
+        tubelets=tubelets or len(clip),
+        suffix_tokens=contest.suffix_tokens(clip),
+        native_ttft_s=float(np.median(native)),
+        ours_ttft_s=float(np.median(ours)),
+        ours_p95_s=float(np.percentile(ours, 95)),
+        ours_max_s=float(ours.max()),
+        ratio=float(np.median(ratios)),
+        ratio_min=float(ratios.min()),
+        ratio_max=float(ratios.max()),
+        repeats=len(pairs),
+        answers_equal=equal,
+    )
+
+
+def measure_clip(contest: Contest, count: int, repeats: int) -> Iterator[Row]:
+    """cold, follow_up, appended and background_first at one clip length, interleaved."""
+    clip = make_clip(count)
+    shorter = dataclasses.replace(clip, tubelets=clip.tubelets[:-1])
+
+    def cold() -> None:
+        contest.answerer.drop_caches()
+
+    def follow_up() -> None:
+        contest.ours(clip)
+
+    def appended() -> None:
+        contest.answerer.drop_caches()
+        contest.ours(shorter)
+
+    def background_first() -> None:
+        contest.answerer.drop_caches()
+        while contest.answerer.prefill_ahead((clip,), ()):
+            pass
+
+    scenarios: dict[str, Callable[[], None]] = {
+        "cold": cold, "follow_up": follow_up, "appended": appended, "background_first": background_first,
+    }  # fmt: skip
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in scenarios}
+    equal = dict.fromkeys(scenarios, True)
+    contest.native(clip)
+    contest.ours(clip)
+    for _ in track(range(repeats), f"{count} tubelets, suffix {contest.suffix_tokens(clip)}", console=console):
+        native_s, native_tokens = contest.native(clip)
+        for name, prepare in scenarios.items():
+            prepare()
+            ours_s, tokens = contest.ours(clip)
+            pairs[name].append((native_s, ours_s))
+            equal[name] &= tokens == native_tokens
+    for name in scenarios:
+        yield row(contest, name, clip, pairs[name], equal[name])
+
+
+def measure_stream(contest: Contest, *, background: bool, seconds: int, questions: int) -> Row:
+    """A live stream of one tubelet a second, memory sliding and evicting, questions at random moments."""
+    rng = np.random.default_rng(1)
+    memory = SmartFrameManager(STREAM_MEMORY)
+    moments = set(rng.choice(np.arange(seconds // 3, seconds), questions, replace=False).tolist())
+    pairs, equal, sizes = [], True, []
+    contest.answerer.drop_caches()
+    title = f"stream of {seconds} s, background {'full' if background else 'off'}"
+    for second in track(range(seconds), title, console=console):
+        for half in (0, 1):
+            memory.add_frame(random_frame(rng, SIDE, SIDE), (2 * second + half) * NANOSECONDS // 2)
+        ahead = memory.next_clip()
+        if background:
+            for _ in range(STREAM_STEPS):
+                if not contest.answerer.prefill_ahead((memory.clip(),), () if ahead is None else (ahead,)):
+                    break
+        if second in moments:
+            clip = memory.clip()
+            native_s, native_tokens = contest.native(clip)
+            ours_s, tokens = contest.ours(clip)
+            pairs.append((native_s, ours_s))
+            equal &= tokens == native_tokens
+            sizes.append(len(clip))
+    name = "stream_background_full" if background else "stream_background_off"
+    return row(contest, name, memory.clip(), pairs, equal, tubelets=int(np.median(sizes)))
+
+
+def peak_memory(path: str, count: int) -> float:
+    """Bytes above the loaded and warmed-up model that one cold answer needs, in a fresh process."""
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from benchmarks.latency import *\n"
+        f"contest = Contest(make_model(short=True)); run = contest.{path}\n"
+        "run(make_clip(2)); contest.answerer.drop_caches()\n"
+        f"clip = make_clip({count})\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"
+        "read = lambda key: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key))\n"
+        "before = read('VmRSS'); run(clip); print((read('VmHWM') - before) * 1024)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return float(result.stdout.split()[-1])
+
+
+def main() -> None:
+    """Measure, print a table, write the file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tubelets", type=int, nargs="+", default=[10, 20, 40, 80])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--stream-seconds", type=int, default=600)
+    parser.add_argument("--stream-questions", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for short in (True, False):
+        contest = Contest(make_model(short=short))
+        for count in args.tubelets:
+            rows += measure_clip(contest, count, args.repeats)
+        if short:
+            for background in (True, False):
+                rows.append(
+                    measure_stream(
+                        contest, background=background, seconds=args.stream_seconds, questions=args.stream_questions
+                    )
+                )
+    longest = max(args.tubelets)
+    with console.status(f"peak memory at {longest} tubelets, in fresh processes"):
+        peaks = {path: float(np.median([peak_memory(path, longest) for _ in range(3)])) for path in ("native", "ours")}
+    result = {
+        "machine": f"{platform.machine()}, {platform.processor() or 'CPU'}, one thread, torch {torch.__version__}",
+        "rows": [dataclasses.asdict(r) for r in rows],
+        "peak_memory_bytes": {str(longest): peaks},
+        "peak_memory_ratio": {str(longest): peaks["ours"] / peaks["native"]},
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    show(result)
+    console.print(f"written to {args.out}")
+
+
+def show(result: dict[str, Any]) -> None:
+    """The rows as a table."""
+    table = Table(title=f"time to first token ({result['machine']})")
+    for column in ("scenario", "tubelets", "suffix", "native", "ours", "p95", "max", "native / ours", "equal"):
+        table.add_column(column, justify="left" if column == "scenario" else "right")
+    for r in result["rows"]:
+        table.add_row(
+            r["scenario"],
+            str(r["tubelets"]),
+            str(r["suffix_tokens"]),
+            *(f"{1e3 * r[key]:.1f} ms" for key in ("native_ttft_s", "ours_ttft_s", "ours_p95_s", "ours_max_s")),
+            f"{r['ratio']:.1f} ({r['ratio_min']:.1f} to {r['ratio_max']:.1f})",
+            str(r["answers_equal"]),
+        )
+    console.print(table)
+    for tubelets, ratio in result["peak_memory_ratio"].items():
+        console.print(f"peak memory above the weights at {tubelets} tubelets: {100 * ratio:.0f} % of native's")
+
+
+if __name__ == "__main__":
+    main()

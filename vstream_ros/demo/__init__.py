@@ -1,0 +1,1 @@
+"""The demo: the installed node on a recording, asked through its service."""

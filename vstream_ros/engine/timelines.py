@@ -1,0 +1,88 @@
+"""All KV caches of one model: the current one, the one that is built ahead of the next slide, and forks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+
+from vstream_ros.engine.timeline import Timeline
+from vstream_ros.models.base import Prompt
+
+
+class Timelines:
+    """Chooses the KV cache that a prompt shares most with. Owned by the model's thread.
+
+    ``current`` follows all of memory. ``ahead`` follows what memory will be after its next slide: it shares
+    ``current``'s prefix and takes over when the slide comes. Forks answer about parts of memory (a time range, some
+    cameras) and never crop the others; the least recently used go first when their storage exceeds ``max_bytes``.
+    """
+
+    def __init__(self, new_timeline: Callable[[], Timeline], max_bytes: int) -> None:
+        self._new_timeline = new_timeline
+        self._max_bytes = max_bytes
+        self.current = new_timeline()
+        self.ahead: Timeline | None = None
+        self._forks: OrderedDict[Hashable, Timeline] = OrderedDict()
+
+    def __iter__(self) -> Iterator[Timeline]:
+        yield self.current
+        if self.ahead is not None:
+            yield self.ahead
+        yield from self._forks.values()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all storages, shared ones counted once."""
+        return sum(_storages(self).values())
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes that are not ``current``'s: what ``max_bytes`` bounds."""
+        return self.nbytes - self.current.nbytes
+
+    def for_memory(self, prompt: Prompt) -> Timeline:
+        """The timeline for a prompt over all of memory; the one built ahead takes over where it shares more."""
+        if self.ahead is not None and self.ahead.common_prefix(prompt) > self.current.common_prefix(prompt):
+            self.current, self.ahead = self.ahead, None
+        return self.current
+
+    def for_part(self, key: Hashable, prompt: Prompt) -> Timeline:
+        """A fork for a prompt over a part of memory; ``key``: which part, so that the next question finds it."""
+        fork = self._forks.pop(key, None)
+        best = max(self, key=lambda timeline: timeline.common_prefix(prompt))
+        if fork is None or best.common_prefix(prompt) > fork.common_prefix(prompt):
+            fork = best.fork(best.common_prefix(prompt))
+        self._forks[key] = fork
+        return fork
+
+    def for_next(self, prompt: Prompt) -> Timeline:
+        """The timeline that is built ahead, for what memory will be after its next slide."""
+        shared = self.current.common_prefix(prompt)
+        if self.ahead is None or self.ahead.common_prefix(prompt) < shared:
+            self.ahead = self.current.fork(shared)
+        return self.ahead
+
+    def shrink(self) -> None:
+        """Drop forks, the least recently used first, then ``ahead``, until ``extra_bytes`` is within its bound."""
+        while self.extra_bytes > self._max_bytes and (self._forks or self.ahead is not None):
+            if self._forks:
+                self._forks.popitem(last=False)
+            else:
+                self.ahead = None
+
+    def reset(self) -> None:
+        """Forget everything and free the caches."""
+        self.current.reset()
+        self.ahead = None
+        self._forks.clear()
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` where bookkeeping and caches disagree, or the bound is broken (for tests)."""
+        for timeline in self:
+            timeline.check_integrity()
+        assert self.extra_bytes <= self._max_bytes
+
+
+def _storages(timelines: Iterable[Timeline]) -> dict[int, int]:
+    """Bytes by address of every storage."""
+    return {pointer: size for timeline in timelines for pointer, size in timeline.storages()}
