@@ -14,7 +14,6 @@ from vstream_ros.engine.config import EngineConfig
 from vstream_ros.engine.types import ModelState
 from vstream_ros.errors import ConfigError, ModelFailedError, NotReadyError, VStreamError
 from vstream_ros.models.base import VideoModel
-from vstream_ros.models.loader import load_model, resolve_device, wrap_model
 
 
 class ModelHost:
@@ -72,6 +71,9 @@ class ModelHost:
             return
         config = self._config
         try:
+            # Imported here, in the model's thread: transformers takes seconds, which a node's start need not wait for.
+            from vstream_ros.models.loader import load_model
+
             self.free()  # two models at a time may not fit
             if not name:
                 raise ConfigError("no model is named; set the parameter model to a hub id or a folder")
@@ -105,6 +107,8 @@ class ModelHost:
         """A loaded transformers model behind the family's interface, moved to the configured device."""
         if processor is None:
             raise ConfigError("a loaded model needs its processor: pass processor=AutoProcessor.from_pretrained(…)")
+        from vstream_ros.models.loader import resolve_device, wrap_model
+
         config = self._config
         if config.device != "auto":
             model = model.to(resolve_device(config.device))
