@@ -55,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rclpy.try_shutdown()
     # A model thread that is still inside torch would crash the interpreter on its way out: then _SignalWatch ends us.
     node.wait_closed()
-    # Everything is closed. The interpreter's own way out takes seconds more with torch and DDS loaded, and nothing could
-    # end it then: a launch system would lose its patience first.
+    # Everything is closed. The interpreter's own way out takes seconds more with torch and DDS loaded, and nothing
+    # could end it then: a launch system would lose its patience first.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
