@@ -26,7 +26,7 @@ test: export HYPOTHESIS_STORAGE_DIRECTORY := build/.hypothesis
 help:
 	@echo 'make demo    watch a video and answer questions about it (VIDEO=file MODEL=folder-or-hub-id QUESTION=text)'
 	@echo 'make test    lint, then the tests of all three tiers (TESTS="test/unit" for some; ROS_DISTRO=jazzy)'
-	@echo 'make bench   measure the camera path into build/bench_camera.json'
+	@echo 'make bench   measure everything into build/bench*.json, on an otherwise idle machine: half an hour'
 	@echo 'make build   create the environment and build the package with colcon'
 	@echo 'make env     create the environment only'
 	@echo 'make lint    ruff and mypy'
@@ -50,7 +50,10 @@ demo:
 	@$(IN) vstream demo $${VIDEO:+--video "$$VIDEO"} $${MODEL:+--model "$$MODEL"} $${QUESTION:+--question "$$QUESTION"}
 
 bench:
-	@$(IN) python -m benchmarks.camera --out build/bench_camera.json $(ARGS)
+	@$(IN) python -m benchmarks.slides
+	@$(IN) python -m benchmarks.camera
+	@$(IN) python -m benchmarks.latency
+	@$(IN) python -m benchmarks.equality
 
 clean:
 	rm -rf build install log

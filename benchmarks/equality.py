@@ -1,20 +1,29 @@
 """Is a cached answer the native one? Randomised streams, compared on tokens and on logits, with negative controls.
 
+    python -m benchmarks.equality [--streams 200]
+
 Tokens alone are nearly blind to a wrong cache, so every comparison looks at the logits of every generated token. The
 controls damage the cache on purpose and must be seen.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
+import json
+import sys
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.config import EngineConfig
@@ -23,7 +32,9 @@ from vstream_ros.engine.types import Question
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager
 from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.models.base import GenerationOptions, Prompt
+from vstream_ros.models.loader import wrap_model
 from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.synthetic.random_model import FAMILIES, random_model
 
 LOGIT_TOLERANCE = 1e-4
 CONTROL_THRESHOLD = 1e-2
@@ -311,3 +322,46 @@ def run_stream(model: QwenVideoModel, seed: int, *, cameras: int = 1, steps: int
         stream.work_ahead()
         comparisons += [stream.compare_answer(random_question(rng)) for _ in range(int(rng.integers(1, 4)))]
     return StreamResult(comparisons, stream.control_differences())
+
+
+def main() -> None:
+    """Many streams of every family; writes ``build/bench_equality.json`` and exits 1 where one is not native."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--streams", type=int, default=200, help="per family")
+    parser.add_argument("--out", type=Path, default=Path("build/bench_equality.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console()
+    table = Table("family", "streams", "answers", "not native's", "largest logit difference", *CONTROLS)
+    rows = []
+    failed = False
+    for family in FAMILIES:
+        made, processor = random_model(family)
+        model = wrap_model(made, processor, name=family, min_pixels=56 * 56, max_pixels=224 * 224)
+        results = [run_stream(model, seed, cameras=1 + seed % 3 // 2) for seed in track(range(args.streams), family)]
+        comparisons = [c for result in results for c in result.comparisons]
+        smallest = {name: min(result.controls[name] for result in results) for name in CONTROLS}
+        row = {
+            "family": family,
+            "streams": len(results),
+            "answers": len(comparisons),
+            "failures": sum(not c.equal for c in comparisons),
+            "largest_logit_difference": max(c.logit_difference for c in comparisons),
+            "smallest_control_difference": smallest,
+        }
+        rows.append(row)
+        failed |= bool(row["failures"]) or min(smallest.values()) <= CONTROL_THRESHOLD
+        table.add_row(
+            *(str(row[key]) for key in ("family", "streams", "answers", "failures")),
+            f"{row['largest_logit_difference']:.1e}",
+            *(f">= {smallest[name]:.2f}" for name in CONTROLS),
+        )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"tolerance": LOGIT_TOLERANCE, "rows": rows}, indent=2) + "\n")
+    console.print(table)
+    console.print(f"written to {args.out}")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
