@@ -284,6 +284,20 @@ def test_clearing_voids_the_answer_in_flight(engine: DelayedBatchInferenceEngine
     fails_with(engine.submit(Question("what?")).future, errors.NoFramesError)
 
 
+def test_clearing_forgets_also_what_was_computed(engine: DelayedBatchInferenceEngine) -> None:
+    for clear in (lambda: engine.clear("test"), lambda: engine.add_frame(np.zeros((80, 60, 3), np.uint8), 99.0)):
+        feed(engine, 4)
+        engine.ask("what?")
+        assert engine.device_memory()[0].kv_cache > 0
+        clear()
+        deadline = time.monotonic() + 60
+        while engine.device_memory()[0].kv_cache or engine.device_memory()[0].features:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert engine._taken[1] == ()
+        engine.clear("between")
+
+
 def test_a_full_queue_answers_busy(loaded: tuple[Any, Any]) -> None:
     model, processor = loaded
     with DelayedBatchInferenceEngine(model, processor, "cpu", max_queued_questions=3, max_pixels=84 * 84) as engine:

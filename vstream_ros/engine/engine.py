@@ -33,6 +33,7 @@ from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.models.base import FrameSpec
 
 DEFAULT_CAMERA = "camera"
+NOTHING_TAKEN: tuple[float, tuple[Clip, ...], int] = (float("-inf"), (), -1)
 
 
 @dataclasses.dataclass
@@ -114,9 +115,9 @@ class DelayedBatchInferenceEngine:
         self._timeline_state = _TimelineState()
         if model is not None and not isinstance(model, str):
             self._host.adopt(self._host.wrap(model, processor))
-        self._thread = ModelThread(self._answer, self._background)
-        self._taken: tuple[float, tuple[Clip, ...], int] = (float("-inf"), (), -1)
+        self._taken = NOTHING_TAKEN
         """When the last question's clips were taken, the clips, and the epoch."""
+        self._thread = ModelThread(self._answer, self._background)
 
     def __enter__(self) -> DelayedBatchInferenceEngine:
         return self
@@ -193,6 +194,8 @@ class DelayedBatchInferenceEngine:
         if stamp_ns is None and timestamp is not None:
             stamp_ns = round(timestamp * NANOSECONDS)
         status = self._cameras.add_frame(frame, stamp_ns, camera)
+        if status.cleared:
+            self._thread.run(self._drop_caches)
         if status.kept and self.config.background_encoding != "off":
             self._thread.poke()
         return status
@@ -202,8 +205,12 @@ class DelayedBatchInferenceEngine:
         self._cameras.reject(camera, reason)
 
     def clear(self, reason: str = "requested", camera: str | None = None) -> None:
-        """Forget the frames of one camera or of all. The question being answered ends with ``CanceledError``."""
+        """Forget the frames of one camera or of all, and what was computed from them.
+
+        The question that is being answered ends with ``CanceledError``.
+        """
         self._cameras.clear(reason, camera)
+        self._thread.run(self._drop_caches)
 
     def clips(self, question: Question | None = None) -> tuple[Clip, ...]:
         """What memory would hand out for a question (default: about everything), one clip per camera with frames."""
@@ -343,6 +350,12 @@ class DelayedBatchInferenceEngine:
             clips, epoch = self._cameras.clips()
             self._taken = (taken_at, clips, epoch)
         return clips, epoch
+
+    def _drop_caches(self) -> None:
+        self._taken = NOTHING_TAKEN
+        if self._host.answerer is not None:
+            self._host.answerer.drop_caches()
+        self._publish()
 
     def _background(self) -> float | None:
         """In the model's thread: one step of at most one tubelet. Returns the pause before the next one."""
