@@ -170,14 +170,14 @@ def control_kept_after_eviction(
     tubelets = list(clips[index].tubelets)
     last = tubelets[-1]
     other = np.ascontiguousarray(255 - last.frames[:, ::-1])
-    extra = dataclasses.replace(last, id=10**9, frames=other, time_ns=(tubelets[-2].time_ns + last.time_ns) // 2)
+    extra = dataclasses.replace(last, id=10**9, frames=other)  # at the same time: the text between stays the same
     longer = dataclasses.replace(clips[index], tubelets=(*tubelets[:-1], extra, last))
     before = answerer.prompt((*clips[:index], longer, *clips[index + 1 :]), question.text)
     after = answerer.prompt(clips, question.text)
     timeline = answerer.timelines.current
     timeline.sync(before)
     position = before.tubelets.index(extra)
-    start, end = before.spans[position - 1][1], before.spans[position][1]
+    start, end = before.spans[position][0], before.spans[position + 1][0]
     for layer in timeline.cache.layers:
         layer.keys = torch.cat([layer.keys[..., :start, :], layer.keys[..., end:, :]], dim=-2)
         layer.values = torch.cat([layer.values[..., :start, :], layer.values[..., end:, :]], dim=-2)

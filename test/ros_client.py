@@ -165,9 +165,13 @@ class Planner:
     def trigger(self, name: str) -> Any:
         return self.call(Trigger, f"{self.target}/{name}", Trigger.Request())
 
-    def transition(self, transition: int) -> bool:
+    def transition_later(self, transition: int) -> Any:
+        """The future of the response, if there is one."""
         request = ChangeState.Request(transition=Transition(id=transition))
-        return bool(self.call(ChangeState, f"{self.target}/change_state", request).success)
+        return self.client(ChangeState, f"{self.target}/change_state").call_async(request)
+
+    def transition(self, transition: int) -> bool:
+        return bool(wait_for_result(self.transition_later(transition), "the transition").success)
 
     def state(self) -> str:
         return str(self.call(GetState, f"{self.target}/get_state", GetState.Request()).current_state.label)

@@ -108,14 +108,14 @@ class ClipAnswerer:
         timelines = self.timelines
         timeline = timelines.for_memory(prompt) if part is None else timelines.for_part(part, prompt)
 
-        report = timeline.sync(prompt, interrupts.raise_if_due)
-        synced = time.monotonic()
         seed = question.seed
         if question.temperature > 0.0 and seed == 0:
             seed = secrets.randbits(63) or 1
         decoding = _Decoding(self.model, interrupts)
         options = GenerationOptions(question.max_new_tokens, question.temperature, seed, decoding.on_token)
         try:
+            report = timeline.sync(prompt, interrupts.raise_if_due)
+            synced = time.monotonic()
             self.model.generate(prompt, timeline.cache, options)
         finally:
             timeline.rollback(prompt.prefix_length)  # the next question costs its own tokens only
@@ -160,15 +160,17 @@ class ClipAnswerer:
         Returns:
             False where both are in step.
         """
-        if settled := _settled(clips):
-            prompt = self.prompt(settled, "")
-            if self.timelines.for_memory(prompt).sync(prompt, max_tubelets=1).tubelets_prefilled:
-                return True
-        if not next_clips:
-            return False
-        prompt = self.prompt(next_clips, "")
-        prefilled = self.timelines.for_next(prompt).sync(prompt, max_tubelets=1).tubelets_prefilled
-        self.timelines.shrink()
+        try:
+            if settled := _settled(clips):
+                prompt = self.prompt(settled, "")
+                if self.timelines.for_memory(prompt).sync(prompt, max_tubelets=1).tubelets_prefilled:
+                    return True
+            if not next_clips:
+                return False
+            prompt = self.prompt(next_clips, "")
+            prefilled = self.timelines.for_next(prompt).sync(prompt, max_tubelets=1).tubelets_prefilled
+        finally:
+            self.timelines.shrink()  # growing parts a timeline from the storage that it shared
         return bool(prefilled) and self.timelines.ahead is not None
 
     def drop_caches(self) -> None:
