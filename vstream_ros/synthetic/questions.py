@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vstream_ros.synthetic.shapes_world import COLOURS, OPPOSITE, SHAPES, Visit, all_names
-from vstream_ros.synthetic.tubelets import Sighting
+from vstream_ros.synthetic.tubelets import GLIMPSED, SEEN, Sighting
 
 View = tuple[Sighting, ...]
 """What one tubelet shows."""
@@ -57,8 +57,8 @@ class Facts:
 
     order: tuple[Visit, ...]
     """Objects by the tubelet that shows them first."""
-    first_motion: dict[int, str | None]
-    """Of each visit (by index), in the tubelet that shows it first."""
+    first_motion: dict[str, str | None]
+    """By name, in the tubelet that shows the object first."""
     now: View
     """What is there at the end."""
 
@@ -67,14 +67,14 @@ def readings(views: Sequence[View]) -> list[Facts]:
     """All readings of a clip (see the module): 4, of which most clips make one and the same."""
     facts = []
     for certain in (True, False):
-        first: dict[int, tuple[int, Sighting]] = {}
+        first: dict[str, tuple[int, Sighting]] = {}
         for k, view in enumerate(views):
             for sighting in view:
-                if (sighting.seen if certain else sighting.glimpsed) and sighting.visit.index not in first:
-                    first[sighting.visit.index] = (k, sighting)
+                if (sighting.seen if certain else sighting.glimpsed) and sighting.visit.name not in first:
+                    first[sighting.visit.name] = (k, sighting)
         last = views[-1]
         now = tuple(s for s in last if (s.here if certain else s.glimpsed))
-        motions = {index: sighting.motion for index, (_, sighting) in first.items()}
+        motions = {name: sighting.motion for name, (_, sighting) in first.items()}
         for sign in (1, -1):
             ordered = sorted(first.values(), key=lambda item: (item[0], sign * item[1].visit.index))
             facts.append(Facts(tuple(sighting.visit for _, sighting in ordered), motions, now))
@@ -148,7 +148,7 @@ def _describe(facts: Facts, subject: str) -> str | None:
         return "nothing happened"
     parts = []
     for visit in facts.order:
-        motion = facts.first_motion[visit.index]
+        motion = facts.first_motion[visit.name]
         if motion is None:
             return None
         parts.append(f"a {visit.name} " + ("stood there" if motion == "nowhere" else f"came {ORIGINS[motion]}"))
@@ -228,17 +228,22 @@ def ask_all(views: Sequence[View], rng: np.random.Generator) -> list[QA]:
     return [qa for kind in KINDS if (qa := ask(kind, views, rng, facts)) is not None]
 
 
-def running_targets(views: Sequence[View], newest: int = 2) -> list[tuple[int, list[str]] | None]:
-    """After each tubelet: how many objects were seen so far, and the names of the ``newest``, newest first.
+def running_targets(views: Sequence[View]) -> list[tuple[str, ...] | None]:
+    """After each tubelet: the names of all objects seen so far in the order of arrival; None where readings disagree.
 
-    None where the readings disagree. The targets of stage 2's auxiliary heads.
+    The targets of stage 2's auxiliary heads.
     """
-    targets: list[tuple[int, list[str]] | None] = []
-    for end in range(1, len(views) + 1):
-        orders = {tuple(v.name for v in reading.order) for reading in readings(views[:end])}
-        order = orders.pop()
-        targets.append(None if orders else (len(order), list(order[::-1][:newest])))
-    return targets
+    certain: list[tuple[str, ...] | None] = []
+    perhaps: list[tuple[str, ...] | None] = []
+    for names, threshold in ((certain, SEEN), (perhaps, GLIMPSED)):
+        order: list[str] = []
+        tied = False
+        for view in views:
+            new = [s.visit.name for s in view if max(s.before, s.after) >= threshold and s.visit.name not in order]
+            tied = tied or len(new) > 1
+            order = order + new
+            names.append(None if tied else tuple(order))
+    return [one if one == other else None for one, other in zip(certain, perhaps, strict=True)]
 
 
 def right(predicted: str, expected: str) -> bool:
