@@ -30,10 +30,26 @@ HELD_OUT = 60
 """Scenes of each sort for the figures after training."""
 
 
-def train(folder: Path, vision: VisionPlan, language: LanguagePlan, scenes: tuple[int, int], console: Console) -> None:
+def train(
+    folder: Path,
+    vision: VisionPlan,
+    language: LanguagePlan,
+    scenes: tuple[int, int],
+    console: Console,
+    *,
+    held_out: int = HELD_OUT,
+    batches: int = 40,
+) -> None:
     """Both stages, and the checkpoint into ``folder``.
 
-    ``scenes``: dense and long ones that stage 2's clips are made of.
+    Args:
+        folder: of the checkpoint; the state of the training goes into its folder ``training``.
+        vision: stage 1.
+        language: stage 2.
+        scenes: dense and long ones that stage 2's clips are made of.
+        console: for progress and the last figures.
+        held_out: scenes of each sort that the last figures are taken on.
+        batches: of held-out clips for the last figures.
     """
     state = folder / "training"
     state.mkdir(parents=True, exist_ok=True)
@@ -41,15 +57,15 @@ def train(folder: Path, vision: VisionPlan, language: LanguagePlan, scenes: tupl
     with _progress(console) as progress:
         figures = {"vision": _vision(model, state, vision, progress)}
         pool = FeaturePool(model.model.visual, POOL_SEED)
-        held_out = FeaturePool(model.model.visual, HELD_OUT_SEED)
-        task = progress.add_task("encoding scenes", total=sum(scenes) + 2 * HELD_OUT, figures="")
+        fresh = FeaturePool(model.model.visual, HELD_OUT_SEED)
+        task = progress.add_task("encoding scenes", total=sum(scenes) + 2 * held_out, figures="")
         pool.load_or_grow(state / "pool.pt", *scenes, lambda: progress.advance(task))
-        held_out.load_or_grow(state / "held_out.pt", HELD_OUT, HELD_OUT, lambda: progress.advance(task))
-        progress.update(task, completed=sum(scenes) + 2 * HELD_OUT)
+        fresh.load_or_grow(state / "held_out.pt", held_out, held_out, lambda: progress.advance(task))
+        progress.update(task, completed=sum(scenes) + 2 * held_out)
         task = progress.add_task("language model", total=language.steps, figures="")
         train_language(model, processor, pool, state, language, _reporter(progress, task, state / "language.log"))
     write_checkpoint(model, processor, folder)
-    figures["language"] = measure_language(model, processor, held_out, batches=40)
+    figures["language"] = measure_language(model, processor, fresh, batches)
     (state / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     for stage, values in figures.items():
         console.print(stage, {name: round(value, 4) for name, value in values.items()})

@@ -32,11 +32,11 @@ class LanguagePlan:
     """How long and how stage 2 trains. The defaults are what the shipped checkpoint was trained with."""
 
     steps: int = 3000
-    token_budget: int = 6500
+    token_budget: int = 2000
     """Of video and question tokens in a batch, roughly: decides how many clips are in it."""
     questions: int = 8
     """For each clip."""
-    stages: tuple[tuple[float, int, float], ...] = ((0.0, 4, 0.0), (0.12, 8, 0.1), (0.35, 16, 0.2), (0.6, 28, 0.4))
+    stages: tuple[tuple[float, int, float], ...] = ((0.0, 4, 0.0), (0.25, 8, 0.1), (0.5, 16, 0.3), (0.75, 28, 0.5))
     """(from this part of the steps on, tubelets at most, share of long memories)."""
     learning_rate: float = 2e-3
     aux_weight: float = 0.3
@@ -184,54 +184,71 @@ class AuxHeads(nn.Module):
         return total / len(parts)
 
 
-def forward(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(model: Any, batch: Batch, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     """The language model on a batch: (final hidden states of the questions (B, Q, hidden); after ``AUX_LAYER`` layers,
     those of the prefix and of the first question's first token, which ends the video (B, V + 1, hidden)).
 
-    The same as the model's own forward on each question apart.
+    The same as the model's own forward on each question apart. ``dtype``: of the large matrix products; bfloat16 is
+    several times as quick where the CPU has it. Attention is float32: finding the newest tubelet takes sharp scores.
     """
     text = model.model.language_model
-    size, cut = batch.prefix_ids.shape
-    prefix = text.embed_tokens(batch.prefix_ids)
-    prefix = torch.cat([prefix[:, : cut - batch.features.shape[1]], batch.features.to(prefix.dtype)], dim=1)
-    asked = text.embed_tokens(batch.question_ids)
-    cos, sin = text.rotary_emb(prefix, batch.positions)
-    cos, sin = cos[:, None], sin[:, None]
-    causal = torch.ones(cut, cut, dtype=torch.bool).tril()
-    sees_prefix = torch.ones(size, asked.shape[1], cut, dtype=torch.bool)
-    sees = torch.cat([sees_prefix, batch.question_mask], dim=2)[:, None]
-    kept = prefix
+    cut = batch.prefix_ids.shape[1]
+    states = text.embed_tokens(torch.cat([batch.prefix_ids, batch.question_ids], dim=1))
+    start = cut - batch.features.shape[1]
+    states = torch.cat([states[:, :start], batch.features, states[:, cut:]], dim=1)
+    cos, sin = (t[:, :, None] for t in text.rotary_emb(states, batch.positions))
+    hidden_from = _hidden(batch, cut)
+    kept = states
     for number, layer in enumerate(text.layers):
-        attention = layer.self_attn
-        states = layer.input_layernorm(torch.cat([prefix, asked], dim=1))
+        attention, mlp = layer.self_attn, layer.mlp
+        rows = slice(cut if number + 1 == len(text.layers) else 0, None)  # nobody reads the prefix's last states
+        normed = layer.input_layernorm(states).to(dtype)
+        size = attention.head_dim
         query, key, value = (
-            proj(states).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-            for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
+            _linear(part, proj, dtype).float().unflatten(-1, (-1, size))
+            for part, proj in ((normed[:, rows], attention.q_proj), (normed, attention.k_proj), (normed, attention.v_proj))
         )
-        query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        if number + 1 < len(text.layers):
-            seen = _mix(query[:, :, :cut], key[:, :, :cut], value[:, :, :cut], causal)
-            prefix = prefix + attention.o_proj(seen)
-            prefix = prefix + layer.mlp(layer.post_attention_layernorm(prefix))
-        answered = _mix(query[:, :, cut:], key, value, sees)
-        asked = asked + attention.o_proj(answered)
-        asked = asked + layer.mlp(layer.post_attention_layernorm(asked))
+        query, key = _rotate(query, cos[:, rows], sin[:, rows]), _rotate(key, cos, sin)
+        mixed = _attend(query, key, value, hidden_from[:, rows]).to(dtype)
+        states = states[:, rows] + _linear(mixed, attention.o_proj, dtype)
+        normed = layer.post_attention_layernorm(states).to(dtype)
+        gated = nn.functional.silu(_linear(normed, mlp.gate_proj, dtype)) * _linear(normed, mlp.up_proj, dtype)
+        states = states + _linear(gated, mlp.down_proj, dtype)
         if number + 1 == AUX_LAYER:
-            kept = torch.cat([prefix, asked[:, :1]], dim=1)
-    return text.norm(asked), kept
+            kept = states[:, : cut + 1]
+    return text.norm(states), kept
+
+
+def _hidden(batch: Batch, cut: int) -> torch.Tensor:
+    """(B, V + Q, V + Q) float32 to add to scores: -inf where a token (row) must not see another (column)."""
+    size, asked = batch.question_ids.shape
+    sees = torch.zeros(size, cut + asked, cut + asked, dtype=torch.bool)
+    sees[:, :cut, :cut] = torch.ones(cut, cut, dtype=torch.bool).tril()
+    sees[:, cut:, :cut] = True
+    sees[:, cut:, cut:] = batch.question_mask
+    return torch.zeros(sees.shape).masked_fill_(~sees, float("-inf"))
+
+
+def _linear(states: torch.Tensor, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return nn.functional.linear(states, layer.weight.to(dtype), bias)
 
 
 def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     one, other = states.chunk(2, dim=-1)
-    return (states * cos + torch.cat((-other, one), dim=-1) * sin).to(states.dtype)
+    return states * cos + torch.cat((-other, one), dim=-1) * sin
 
 
-def _mix(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
-    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-    scores = scores.masked_fill(~sees, float("-inf")).softmax(-1).to(value.dtype)
-    return (scores @ value).transpose(1, 2).flatten(2)
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Grouped-query attention; all (B, tokens, heads, head size) float32, the result (B, tokens, heads x head size)."""
+    groups = query.shape[2] // key.shape[2]
+    # Query heads of one group under one another: one product per key head.
+    size, rows, _, width = query.shape
+    stacked = query.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    scores = (stacked @ key.permute(0, 2, 3, 1)).unflatten(2, (groups, rows)) * width**-0.5
+    weights = (scores + bias[:, None, None]).softmax(-1).flatten(2, 3)
+    mixed = (weights @ value.transpose(1, 2)).unflatten(2, (groups, rows))
+    return mixed.permute(0, 3, 1, 2, 4).reshape(size, rows, -1)
 
 
 def draw_batch(
@@ -261,20 +278,21 @@ def train_language(
     """Train the language model in place, going on from ``folder/language.pt`` where that exists."""
     torch.manual_seed(plan.seed)
     heads = AuxHeads()
-    parameters = [*model.model.language_model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
-    start = _resume(folder, model, heads, optimizer)
+    optimizers = make_optimizers(model.model.language_model, heads, plan)
+    start = _resume(folder, model, heads, optimizers)
     maker = BatchMaker(processor, model.config.video_token_id)
     rng = np.random.default_rng([plan.seed, start])
     for step in range(start, plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * schedule(step, plan.steps)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * schedule(step, plan.steps)
         _, most, long_share = [stage for stage in plan.stages if step >= stage[0] * plan.steps][-1]
-        figures = _step(model, heads, optimizer, parameters, draw_batch(maker, pool, plan, most, long_share, rng), plan)
+        figures = _step(model, heads, optimizers, draw_batch(maker, pool, plan, most, long_share, rng), plan)
         report(step, figures)
         if (step + 1) % 100 == 0 or step + 1 == plan.steps:
             state = {"step": step + 1, "text": model.model.language_model.state_dict(), "heads": heads.state_dict()}
-            save_atomically({**state, "optimizer": optimizer.state_dict()}, folder / "language.pt")
+            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+            save_atomically(state, folder / "language.pt")
 
 
 @torch.no_grad()
@@ -304,13 +322,29 @@ def measure_language(model: Any, processor: Any, pool: FeaturePool, batches: int
     return shares | {f"n:{kind}": float(len(values)) for kind, values in right.items()}
 
 
+def make_optimizers(text: nn.Module, heads: AuxHeads, plan: LanguagePlan) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the embedding, norms, biases and heads."""
+    matrices = [p for name, p in text.named_parameters() if p.ndim == 2 and "embed" not in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in (*text.parameters(), *heads.parameters()) if id(p) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(
+            matrices, lr=1.5 * plan.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=plan.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
 def _step(
-    model: Any, heads: AuxHeads, optimizer: Any, parameters: list[Any], batch: Batch, plan: LanguagePlan
+    model: Any, heads: AuxHeads, optimizers: list[torch.optim.Optimizer], batch: Batch, plan: LanguagePlan
 ) -> dict[str, float]:
-    with torch.autocast("cpu", torch.bfloat16):
-        hidden, kept = forward(model, batch)
-        known = batch.targets >= 0
-        logits = nn.functional.linear(hidden[known], model.model.language_model.embed_tokens.weight).float()
+    hidden, kept = forward(model, batch, torch.bfloat16)
+    known = batch.targets >= 0
+    logits = nn.functional.linear(hidden[known], model.model.language_model.embed_tokens.weight)
     losses = nn.functional.cross_entropy(logits, batch.targets[known], reduction="none")
     weights = batch.weights[known]
     loss = (losses * weights).sum() / weights.sum()
@@ -318,20 +352,23 @@ def _step(
     tubelets = batch.aux.shape[1]
     video = kept[:, -1 - tokens * tubelets : -1]
     aux = heads.loss(video[:, tokens - 1 :: tokens], batch.aux) + heads.loss(kept[:, -1:], batch.aux[:, -1:])
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     (loss + plan.aux_weight * aux).backward()
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
+    nn.utils.clip_grad_norm_([p for o in optimizers for group in o.param_groups for p in group["params"]], 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
     right = float((logits.argmax(-1) == batch.targets[known]).float().mean())
     return {"loss": float(loss.detach()), "aux": float(aux.detach()), "right": right}
 
 
-def _resume(folder: Path, model: Any, heads: AuxHeads, optimizer: torch.optim.Optimizer) -> int:
+def _resume(folder: Path, model: Any, heads: AuxHeads, optimizers: list[torch.optim.Optimizer]) -> int:
     path = folder / "language.pt"
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
     model.model.language_model.load_state_dict(state["text"])
     heads.load_state_dict(state["heads"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(stored)
     return int(state["step"])

@@ -161,7 +161,7 @@ def train_vision(
 
 
 @torch.no_grad()
-def measure(tower: Any, heads: Heads, seed: int = 987_654, count: int = 2000) -> dict[str, float]:
+def measure(tower: Any, heads: Heads, seed: int = 987_654, count: int = 600) -> dict[str, float]:
     """Share of right tokens by target on tubelets that were never trained on."""
     frames, labels = TubeletSampler(seed).draw(count)
     features = torch.cat([encode_tubelets(tower, frames[k : k + 100]) for k in range(0, count, 100)])
