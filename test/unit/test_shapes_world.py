@@ -53,10 +53,10 @@ def traces(scene: Scene, time_s: float) -> list[Visit]:
 def test_what_is_drawn_is_what_the_scene_says():
     rng = np.random.default_rng(0)
     checked = 0
-    for seed in range(90):
+    for seed in range(200):
         scene = Scene(seed, 20.0, gap_s=3.0)
         time_s = float(rng.uniform(0, 19.5))
-        if whole(scene, time_s) != traces(scene, time_s):
+        if not traces(scene, time_s) or whole(scene, time_s) != traces(scene, time_s):
             continue
         found = objects_by_pixels(scene.frame(time_s, SIZE))
         expected = whole(scene, time_s)
@@ -68,18 +68,22 @@ def test_what_is_drawn_is_what_the_scene_says():
             assert np.hypot(*np.subtract(visit.centre(time_s), centre)) < 0.025
             assert (colour, shape_by_pixels(mask)) == (visit.colour, visit.shape), f"scene {seed} at {time_s:.2f} s"
             checked += 1
-    assert checked > 20
+        if checked >= 24:
+            break
+    assert checked >= 24
 
 
 def test_events_are_on_the_pixels():
     """Around each event the image changes as the log says: who comes, stops, goes on and leaves, and which way."""
     counts = dict.fromkeys(("enter", "stop", "go", "leave"), 0)
-    for seed in range(12):
-        scene = Scene(100 + seed, 25.0, gap_s=6.0)
+    for seed in range(8):
+        scene = Scene(100 + seed, 40.0, gap_s=12.0)
         for event in scene.events:
             visit = scene.visits[event.visit]
-            before, after = event.time_s - 0.6, event.time_s + 0.6
-            if before < 0 or any(v.visible(t, scene.height) for v in scene.visits if v != visit for t in (before, after)):
+            pause = 0.6 if event.what in ("enter", "leave") else 0.1
+            before, after = event.time_s - pause, event.time_s + pause
+            others = [v for v in scene.visits if v != visit]
+            if before < 0 or any(v.visible(t, scene.height) for v in others for t in (before, after)):
                 continue  # only where it is alone
             masks = [[m for _, m in objects_by_pixels(scene.frame(t, SIZE))] for t in (before, after)]
             if event.what == "enter":
@@ -87,7 +91,7 @@ def test_events_are_on_the_pixels():
             elif event.what == "leave":
                 assert (len(masks[0]), len(masks[1])) == (1, 0)
             else:
-                step = 0.45
+                step = 0.3
                 moving, still = (after, before) if event.what == "go" else (before, after)
                 away = 1 if event.what == "go" else -1
                 if visit.visible(moving + away * step, scene.height) < 1.0:

@@ -1,4 +1,4 @@
-"""Training of vstream-tiny: what is computed in a quick way is what the model computes, and interruptions cost nothing."""
+"""Training of vstream-tiny: the quick ways compute what the model computes, and interruptions cost nothing."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ only where all readings agree on its answer; so every answer is right or wrong, 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,9 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     "before": ("What came before the {}?", "Which object came just before the {}?", "What was there before the {}?"),
     "after": ("What came after the {}?", "Which object came just after the {}?", "What followed the {}?"),
     "count": ("How many objects are there now?", "How many objects do you see now?", "Count the objects now."),
-    "total": ("How many objects came in all?", "How many objects have you seen?", "How many objects were there in all?"),
+    "total": (
+        "How many objects came in all?", "How many objects have you seen?", "How many objects were there in all?",
+    ),
     "describe": ("Describe what happened.", "What happened?", "Tell me what happened.", "Describe the video."),
 }
 KINDS = tuple(PHRASINGS)
@@ -92,7 +95,7 @@ def _now(facts: Facts, subject: str) -> str | None:
         return "nothing"
     ordered = sorted(facts.now, key=lambda s: s.x)
     # Objects that stand one above the other have no order from left to right.
-    if any(b.x - a.x < 0.06 for a, b in zip(ordered, ordered[1:], strict=False)):
+    if any(b.x - a.x < 0.06 for a, b in itertools.pairwise(ordered)):
         return None
     return _listed([s.visit.name for s in ordered])
 
@@ -257,4 +260,4 @@ def corpus() -> list[str]:
     texts = [p.format(name) for ps in PHRASINGS.values() for p in ps for name in (*names, "object", *COLOURS, *SHAPES)]
     texts += [_listed(names[k : k + 3]) for k in range(len(names))]
     texts += [f"a {n} came {origin}, then a {n} stood there" for n in names for origin in ORIGINS.values()]
-    return texts + [*NUMBERS, *OPPOSITE, "middle", "nowhere", "nothing", "nothing happened", "yes", "no"]
+    return [*texts, *NUMBERS, *OPPOSITE, "middle", "nowhere", "nothing", "nothing happened", "yes", "no"]

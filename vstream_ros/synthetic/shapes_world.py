@@ -240,7 +240,8 @@ class Scene:
                 if leg.direction is None:
                     continue
                 first, last = number == 0, number == len(visit.legs) - 1
-                for time_s, what in ((leg.start_s, "enter" if first else "go"), (leg.end_s, "leave" if last else "stop")):
+                ends = ((leg.start_s, "enter" if first else "go"), (leg.end_s, "leave" if last else "stop"))
+                for time_s, what in ends:
                     passes_on = not last and visit.legs[number + 1].direction is not None
                     came_moving = not first and visit.legs[number - 1].direction is not None
                     if (what == "stop" and passes_on) or (what == "go" and came_moving):

@@ -204,9 +204,9 @@ def forward(model: Any, batch: Batch, dtype: torch.dtype = torch.float32) -> tup
         rows = slice(cut if number + 1 == len(text.layers) else 0, None)  # nobody reads the prefix's last states
         normed = layer.input_layernorm(states).to(dtype)
         size = attention.head_dim
+        sources = ((normed[:, rows], attention.q_proj), (normed, attention.k_proj), (normed, attention.v_proj))
         query, key, value = (
-            _linear(part, proj, dtype).float().unflatten(-1, (-1, size))
-            for part, proj in ((normed[:, rows], attention.q_proj), (normed, attention.k_proj), (normed, attention.v_proj))
+            _linear(part, proj, dtype).float().unflatten(-1, (-1, size)) for part, proj in sources
         )
         query, key = _rotate(query, cos[:, rows], sin[:, rows]), _rotate(key, cos, sin)
         mixed = _attend(query, key, value, hidden_from[:, rows]).to(dtype)

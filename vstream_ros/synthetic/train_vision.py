@@ -144,7 +144,8 @@ def train_vision(
         new_frames, new_labels = sampler.draw(plan.fresh)
         frames = (frames + list(new_frames))[-plan.buffer :]
         labels = (labels + list(new_labels))[-plan.buffer :]
-        chosen = [*range(len(frames) - plan.fresh, len(frames)), *rng.integers(len(frames), size=plan.batch - plan.fresh)]
+        newest = range(len(frames) - plan.fresh, len(frames))
+        chosen = [*newest, *rng.integers(len(frames), size=plan.batch - plan.fresh)]
         pairs = [mirror(frames[k], labels[k]) if rng.random() < 0.5 else (frames[k], labels[k]) for k in chosen]
         with torch.autocast("cpu", torch.bfloat16):
             features = encode_tubelets(tower, np.stack([pair[0] for pair in pairs]))
