@@ -33,10 +33,11 @@ CAMERAS = ((480, 640), (240, 320), (168, 224))
 class VisionPlan:
     """How long and how stage 1 trains. The defaults are what the shipped checkpoint was trained with."""
 
-    steps: int = 1600
+    steps: int = 4000
     batch: int = 96
-    fresh: int = 24
-    """New tubelets in each batch; the rest are drawn again from the newest ``buffer``."""
+    fresh: int = 80
+    """New tubelets in each batch; the rest are drawn again from the newest ``buffer``. With 24 of 96 shapes were 98 %
+    right on what was drawn again and 85 % on new tubelets."""
     buffer: int = 12_000
     learning_rate: float = 1.5e-3
     seed: int = 11
@@ -87,7 +88,8 @@ class TubeletSampler:
 
     def draw(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(count, 2, height, width, 3) uint8 frames and (count, tokens, len(TARGETS)) labels."""
-        frames, labels = [], []
+        frames: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
         while len(frames) < count:
             self._seed += 1
             scene = Scene(self._seed, 24.0, gap_s=float(self._rng.uniform(1.0, 4.0)))
