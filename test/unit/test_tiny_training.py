@@ -14,8 +14,8 @@ from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import Segment, TubeletFeatures
 from vstream_ros.models.loader import load_model, wrap_model
 from vstream_ros.synthetic.feature_pool import FeaturePool, join
-from vstream_ros.synthetic.questions import QA, corpus
-from vstream_ros.synthetic.shapes_world import Scene
+from vstream_ros.synthetic.questions import NUMBERS, QA, corpus
+from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES, Scene
 from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, MAX_PIXELS, MIN_PIXELS, VISION
 from vstream_ros.synthetic.tiny_model import make_model, write_checkpoint
 from vstream_ros.synthetic.tower import encode_tubelets, patchify
@@ -102,6 +102,8 @@ def test_any_text_tokenises_and_words_are_short(untrained):
     for text in [*corpus()[::37], "Zwölf Boxkämpfer 42 \u200b日本 🙂"]:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert len(tokenizer("What came after the purple triangle?")["input_ids"]) == 7
+    words = (*COLOURS, *SHAPES, *NUMBERS, "middle", "nowhere", "yes")
+    assert all(len(tokenizer(word)["input_ids"]) == 1 for word in words)
 
 
 def test_labels_and_their_mirror():

@@ -260,4 +260,5 @@ def corpus() -> list[str]:
     texts = [p.format(name) for ps in PHRASINGS.values() for p in ps for name in (*names, "object", *COLOURS, *SHAPES)]
     texts += [_listed(names[k : k + 3]) for k in range(len(names))]
     texts += [f"a {n} came {origin}, then a {n} stood there" for n in names for origin in ORIGINS.values()]
-    return [*texts, *NUMBERS, *OPPOSITE, "middle", "nowhere", "nothing", "nothing happened", "yes", "no"]
+    words = [*NUMBERS, *OPPOSITE, *COLOURS, *SHAPES]
+    return [*texts, *words, "middle", "nowhere", "nothing", "nothing happened", "yes", "no"]

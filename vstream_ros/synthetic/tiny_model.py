@@ -24,8 +24,9 @@ from vstream_ros.synthetic.questions import corpus
 from vstream_ros.synthetic.random_model import QWEN2_TEMPLATE, SPECIAL_TOKENS
 from vstream_ros.synthetic.tiny_config import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, TEMPORAL_PATCH, TEXT, VISION
 
-VOCABULARY = 512
-"""Bytes, words of the shapes world and of the template, without the special tokens."""
+VOCABULARY = 640
+"""At most, without the special tokens: bytes, words of the shapes world and of the template. An answer of one word is
+one token, with and without a space before it."""
 END, PAD = "<|im_end|>", "<|endoftext|>"
 
 

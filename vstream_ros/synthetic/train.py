@@ -102,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train vstream-tiny on the shapes world.")
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FOLDER", help="of the checkpoint; resumed where it exists")
-    add("--threads", type=int, default=2, metavar="N", help="CPU threads (default %(default)s)")
+    # The products are small: on a machine that does other work too, a second thread mostly waits for the first.
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads (default %(default)s)")
     add("--vision-steps", type=int, default=VisionPlan.steps, metavar="N", help="(default %(default)s)")
     add("--language-steps", type=int, default=LanguagePlan.steps, metavar="N", help="(default %(default)s)")
     add("--scenes", type=int, nargs=2, default=(DENSE_SCENES, LONG_SCENES), metavar=("DENSE", "LONG"))

@@ -29,9 +29,9 @@ AUX_TARGETS = (len(COLOURS), len(SHAPES), len(COLOURS), len(SHAPES), len(COLOURS
 
 @dataclass(frozen=True)
 class LanguagePlan:
-    """How long and how stage 2 trains. The defaults are what the shipped checkpoint was trained with."""
+    """How long and how stage 2 trains. What the shipped checkpoint was trained with stands in its model card."""
 
-    steps: int = 3000
+    steps: int = 9000
     token_budget: int = 2000
     """Of video and question tokens in a batch, roughly: decides how many clips are in it."""
     questions: int = 8

@@ -31,7 +31,7 @@ CAMERAS = ((480, 640), (240, 320), (168, 224))
 
 @dataclass(frozen=True)
 class VisionPlan:
-    """How long and how stage 1 trains. The defaults are what the shipped checkpoint was trained with."""
+    """How long and how stage 1 trains. What the shipped checkpoint was trained with stands in its model card."""
 
     steps: int = 4000
     batch: int = 96
