@@ -19,6 +19,8 @@ FAMILIES: dict[str, type[QwenVideoModel]] = {
     "qwen2_5_vl": Qwen25VideoModel,
     "qwen3_vl": Qwen3VideoModel,
 }
+EMBEDDED = {"vstream-tiny": Path(__file__).parent / "vstream_tiny"}
+"""Checkpoints that are part of this package, by the names that select them."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -71,6 +73,8 @@ def load_model(
 
     where = resolve_device(device)
     dtype = resolve_dtype(torch_dtype, where)
+    name = model_id
+    model_id = str(EMBEDDED.get(model_id, model_id))
     if _looks_like_path(model_id) and not Path(model_id).expanduser().is_dir():
         raise ModelFailedError(f"the model folder {model_id} does not exist; check the parameter model")
     model_id = str(Path(model_id).expanduser()) if _looks_like_path(model_id) else model_id
@@ -83,7 +87,9 @@ def load_model(
         model = AutoModelForImageTextToText.from_pretrained(
             model_id, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, **local
         ).to(where)
-        return wrap_model(model, processor, name=model_id, min_pixels=min_pixels, max_pixels=max_pixels)
+        # A checkpoint's processor says how large a frame may be; far more would be far from what it was trained on.
+        max_pixels = min(max_pixels, processor.video_processor.size["longest_edge"])
+        return wrap_model(model, processor, name=name, min_pixels=min(min_pixels, max_pixels), max_pixels=max_pixels)
     except (ConfigError, ModelFailedError):
         raise
     except torch.OutOfMemoryError as error:

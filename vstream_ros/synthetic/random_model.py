@@ -38,7 +38,7 @@ SPECIAL_TOKENS = (
 )
 
 # The form of Qwen2-VL's and Qwen2.5-VL's template: a default system turn, one vision block per image or video.
-_QWEN2_TEMPLATE = """\
+QWEN2_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if loop.first and message['role'] != 'system' -%}
 {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
@@ -59,7 +59,7 @@ _QWEN2_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
 # Qwen3-VL has no default system turn.
-_QWEN3_TEMPLATE = _QWEN2_TEMPLATE.replace("You are a helpful assistant.", "").replace(
+_QWEN3_TEMPLATE = QWEN2_TEMPLATE.replace("You are a helpful assistant.", "").replace(
     "{{- '<|im_start|>system\\n<|im_end|>\\n' -}}", ""
 )
 
@@ -121,7 +121,7 @@ def _vision_config(family: str, size: dict[str, int]) -> dict[str, Any]:
 
 
 def _processor(family: str, tokenizer: Qwen2Tokenizer) -> Any:
-    template = _QWEN3_TEMPLATE if family == "qwen3_vl" else _QWEN2_TEMPLATE
+    template = _QWEN3_TEMPLATE if family == "qwen3_vl" else QWEN2_TEMPLATE
     patch = 16 if family == "qwen3_vl" else 14
     size = {"shortest_edge": 4 * patch * patch, "longest_edge": 1024 * 4 * patch * patch}
     image_processor = Qwen2VLImageProcessor(patch_size=patch, temporal_patch_size=2, merge_size=2, size=size)

@@ -1,0 +1,198 @@
+"""How often vstream-tiny is right about scenes that it was never trained on: ``python -m benchmarks.eval``.
+
+Scenes of 2 s to 10 min go through the project's own memory at 2 frames a second, some of them camera-sized and through
+the node's own resize. At several moments of each, questions of every kind are answered by plain native inference and
+by the engine (delayed encoding, cache reuse). An answer counts as right if it is what the frames shown to the model
+support; recall counts what it should have been by everything that was ever shown to the memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from vstream_ros.engine.answerer import ClipAnswerer
+from vstream_ros.engine.config import EngineConfig
+from vstream_ros.engine.segments import clip_segments
+from vstream_ros.engine.types import Question
+from vstream_ros.memory import NANOSECONDS, Clip, MemoryConfig, SmartFrameManager, Tubelet
+from vstream_ros.models.base import GenerationOptions
+from vstream_ros.models.loader import load_model
+from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.synthetic.questions import KINDS, ONE_WORD, QA, View, ask, right
+from vstream_ros.synthetic.shapes_world import Scene
+from vstream_ros.synthetic.tubelets import camera_frame, sightings
+
+HELD_OUT_SEED = 9_000_000_000
+"""Far from every seed of the training."""
+RATE_HZ = 2.0
+CAMERA = (480, 640)
+CAMERA_SHARE = 0.1
+"""Of the scenes are drawn at ``CAMERA`` and scaled down; it is 20 times the work."""
+RECALL_KINDS = ("first", "ever", "before", "after", "total", "describe")
+MAX_NEW_TOKENS = 120
+
+
+@dataclass
+class Tally:
+    """One question kind's score."""
+
+    kind: str
+    n: int = 0
+    right: int = 0
+    engine_equals_native: int = 0
+    wrong: list[dict[str, str]] = field(default_factory=list)
+    """The first few wrong answers."""
+
+    def add(self, qa: QA, text: str, equal: bool) -> None:
+        """Count one answer."""
+        self.n += 1
+        self.engine_equals_native += equal
+        if right(text, qa.answer):
+            self.right += 1
+        elif len(self.wrong) < 5:
+            self.wrong.append({"question": qa.question, "answer": text, "truth": qa.answer})
+
+    def summary(self) -> dict[str, Any]:
+        """As it stands in the report; ``accuracy`` is None where nothing was asked."""
+        low, high = wilson(self.right, self.n)
+        accuracy = self.right / self.n if self.n else None
+        return {**asdict(self), "accuracy": accuracy, "ci95": [round(low, 4), round(high, 4)]}
+
+
+def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share; (0, 1) where nothing was counted."""
+    if n == 0:
+        return 0.0, 1.0
+    share = right / n
+    centre = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max((centre - spread) / (1 + z * z / n), 0.0), min((centre + spread) / (1 + z * z / n), 1.0)
+
+
+def clip_views(scene: Scene, tubelets: Sequence[Tubelet]) -> list[View]:
+    """What each tubelet of a memory's clip shows."""
+    return [sightings(scene, t.stamps_ns[0] / NANOSECONDS, t.stamps_ns[-1] / NANOSECONDS) for t in tubelets]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A scene's memory at one moment."""
+
+    clip: Clip
+    views: list[View]
+    shown: list[View]
+    """Of everything that was ever given to the memory."""
+    answerer: ClipAnswerer
+
+
+def moments(seed: int, model: QwenVideoModel) -> Iterator[Moment]:
+    """Play one scene through a memory, and stop at about four random moments of it."""
+    rng = np.random.default_rng([seed, 300])
+    scene = Scene(seed, float(np.exp(rng.uniform(math.log(2.0), math.log(600.0)))))
+    camera = CAMERA if rng.random() < CAMERA_SHARE else None
+    memory = SmartFrameManager(MemoryConfig(sample_rate_hz=RATE_HZ, include_pending=False))
+    answerer = ClipAnswerer(model, EngineConfig(), ["camera"])
+    size = model.frame_spec.fit(*CAMERA)
+    stamps = scene.stamps_s(RATE_HZ)
+    stops = {len(stamps) - 1, *(int(k) for k in rng.integers(3, max(len(stamps), 4), 3))}
+    for k, time_s in enumerate(stamps):
+        memory.add_frame(camera_frame(scene, time_s, size, camera), round(time_s * NANOSECONDS))
+        if k in stops and k >= 3:
+            clip = memory.clip()
+            pairs = zip(stamps[: k + 1 : 2], stamps[1 : k + 1 : 2], strict=False)
+            shown = [sightings(scene, *pair) for pair in pairs]
+            yield Moment(clip, clip_views(scene, clip.tubelets), shown, answerer)
+
+
+def answer_both(moment: Moment, question: str) -> tuple[str, bool]:
+    """The native answer, and whether the engine's has the same tokens."""
+    answerer = moment.answerer
+    model = answerer.model
+    assert isinstance(model, QwenVideoModel)
+    segments = clip_segments([moment.clip], answerer.cameras, answerer.config.camera_block_s)
+    tokens = model.native_generate(segments, question, GenerationOptions(MAX_NEW_TOKENS), true_time=True)
+    engine = answerer.answer([moment.clip], Question(question, max_new_tokens=MAX_NEW_TOKENS))
+    return model.decode_text(tokens), list(engine.token_ids) == tokens
+
+
+def evaluate(model: QwenVideoModel, per_kind: int, seed: int, console: Console) -> dict[str, Any]:
+    """Ask until every kind has ``per_kind`` answers."""
+    tallies = {kind: Tally(kind) for kind in KINDS}
+    recalls = {kind: Tally(kind) for kind in RECALL_KINDS}
+    with Progress(console=console) as progress:
+        task = progress.add_task("asking", total=per_kind * (len(tallies) + len(recalls)))
+        scene = 0
+        while any(tally.n < per_kind for tally in (*tallies.values(), *recalls.values())):
+            rng = np.random.default_rng([seed, scene])
+            for moment in moments(seed + scene, model):
+                for table, views in ((tallies, moment.views), (recalls, moment.shown)):
+                    for kind, tally in table.items():
+                        qa = ask(kind, views, rng) if tally.n < per_kind else None
+                        if qa is not None:
+                            tally.add(qa, *answer_both(moment, qa.question))
+                            progress.advance(task)
+            scene += 1
+    return {
+        "model": model.name,
+        "seed": seed,
+        "scenes": scene,
+        "kinds": [tally.summary() for tally in tallies.values()],
+        "recall": [tally.summary() for tally in recalls.values()],
+    }
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the report as tables."""
+    for title, rows in (("what the clip supports", report["kinds"]), ("memory recall", report["recall"])):
+        table = Table("kind", "n", "right", "95 %", "engine = native", title=title)
+        for row in rows:
+            low, high = row["ci95"]
+            star = " *" if row["kind"] in ONE_WORD else ""
+            table.add_row(
+                row["kind"] + star, str(row["n"]), f"{100 * (row['accuracy'] or 0.0):.1f} %",
+                f"{100 * low:.1f} to {100 * high:.1f}", f"{row['engine_equals_native']} of {row['n']}",
+            )
+        console.print(table)
+    console.print("* one word")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry of the module."""
+    parser = argparse.ArgumentParser(description="Accuracy of vstream-tiny on held-out scenes.")
+    add = parser.add_argument
+    add("--n", type=int, default=500, metavar="N", help="questions of each kind (default %(default)s)")
+    add("--model", default="vstream-tiny", help="or a checkpoint folder (default %(default)s)")
+    add("--seed", type=int, default=HELD_OUT_SEED, metavar="N", help="of the first scene (default %(default)s)")
+    add("--threads", type=int, default=2, metavar="N", help="CPU threads (default %(default)s)")
+    add("--out", type=Path, default=Path("build/eval.json"), metavar="FILE", help="(default %(default)s)")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(1)
+    console = Console()
+    config = EngineConfig()
+    model = load_model(
+        args.model, device="cpu", torch_dtype="float32", local_files_only=True,
+        min_pixels=config.min_pixels, max_pixels=config.max_pixels,
+    )
+    report = evaluate(model, args.n, args.seed, console)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    show(report, console)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,144 @@
+"""Clips for stage 2: tubelets encoded once by the trained vision tower, put together in ever new ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vstream_ros.memory.store import StarStream
+from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.synthetic.questions import View
+from vstream_ros.synthetic.shapes_world import Scene
+from vstream_ros.synthetic.tiny_config import FRAME_SIZE
+from vstream_ros.synthetic.tower import encode_tubelets
+from vstream_ros.synthetic.train_vision import CAMERAS, save_atomically
+from vstream_ros.synthetic.tubelets import camera_frame, sightings
+
+FRAME_GAP_S, TUBELET_S = 0.5, 1.0
+"""The node's default sampling, 2 frames a second."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Features and truth of some tubelets in time order."""
+
+    features: torch.Tensor
+    """(tubelets, tokens, hidden) float32."""
+    views: tuple[View, ...]
+    seconds: tuple[int, ...]
+    """When each tubelet begins."""
+
+    def part(self, start: int, end: int) -> Clip:
+        """Tubelets [start, end)."""
+        return Clip(self.features[start:end], self.views[start:end], self.seconds[start:end])
+
+    @property
+    def names(self) -> set[str]:
+        """Of all objects of which anything shows."""
+        return {sighting.visit.name for view in self.views for sighting in view}
+
+
+def join(clips: Sequence[Clip], gaps_s: Sequence[int]) -> Clip:
+    """One clip of several, the next beginning ``gaps_s`` seconds after the last tubelet of the one before."""
+    seconds: list[int] = []
+    for clip, gap_s in zip(clips, [0, *gaps_s], strict=True):
+        start = seconds[-1] + gap_s if seconds else 0
+        seconds += [start + s - clip.seconds[0] for s in clip.seconds]
+    views = tuple(view for clip in clips for view in clip.views)
+    return Clip(torch.cat([clip.features for clip in clips]), views, tuple(seconds))
+
+
+def remembered(scene: Scene, end_s: int, rng: np.random.Generator) -> list[int]:
+    """Seconds of the tubelets that a memory of 10 star and 10 stream tubelets holds after ``end_s`` seconds.
+
+    The node's own store decides, on an importance guessed from what moves instead of from pixels.
+    """
+    store = StarStream(star=int(rng.integers(6, 11)), window=int(rng.integers(6, 11)), slide=8)
+    nothing = np.zeros((0,), dtype=np.uint8)
+    for second in range(end_s):
+        moving = sum(s.motion not in ("nowhere", None) for s in sightings(scene, second, second + FRAME_GAP_S))
+        importance = 0.1 + 0.2 * moving + float(rng.uniform(0.0, 0.08))
+        store.append(Tubelet(second, "", nothing, (), second * NANOSECONDS, importance))
+    return [tubelet.time_ns // NANOSECONDS for tubelet in store.star + store.stream]
+
+
+class FeaturePool:
+    """Encoded scenes to make clips of: short dense ones, and what memory holds of long ones."""
+
+    def __init__(self, tower: torch.nn.Module, seed: int) -> None:
+        """``tower``: trained; it is only read."""
+        self._tower = tower
+        self._seed = seed * 1_000_003 + 500_000_000
+        self._rng = np.random.default_rng([seed, 200])
+        self.dense: list[Clip] = []
+        self.long: list[Clip] = []
+
+    def grow(self, dense: int, long: int, report: Callable[[], None]) -> None:
+        """Render and encode that many more scenes; ``report`` is called after each."""
+        for k in range(dense + long):
+            self._seed += 1
+            if k < dense:
+                scene = Scene(self._seed, 30.0, gap_s=float(self._rng.uniform(1.5, 7.0)))
+                self.dense.append(self._encode(scene, list(range(30))))
+            else:
+                scene = Scene(self._seed, float(np.exp(self._rng.uniform(np.log(40.0), np.log(600.0)))))
+                end_s = int(self._rng.integers(20, int(scene.duration_s) + 1))
+                self.long.append(self._encode(scene, remembered(scene, end_s, self._rng)))
+            report()
+
+    def load_or_grow(self, path: Path, dense: int, long: int, report: Callable[[], None]) -> None:
+        """``grow``, unless ``path`` holds a pool of that size; then that one, and ``report`` is not called."""
+        if path.exists():
+            # Written by this class in this folder: its views are objects of this package.
+            stored = torch.load(path, weights_only=False)
+            if (len(stored["dense"]), len(stored["long"])) == (dense, long):
+                self.dense, self.long = stored["dense"], stored["long"]
+                return
+        self.grow(dense, long, report)
+        save_atomically({"dense": self.dense, "long": self.long}, path)
+
+    @torch.no_grad()
+    def _encode(self, scene: Scene, seconds: list[int]) -> Clip:
+        camera = CAMERAS[int(self._rng.integers(3))] if self._rng.random() < 0.1 else None
+        times = [(float(second), second + FRAME_GAP_S) for second in seconds]
+        frames = np.stack([[camera_frame(scene, t, FRAME_SIZE, camera) for t in pair] for pair in times])
+        views = tuple(sightings(scene, *pair) for pair in times)
+        return Clip(encode_tubelets(self._tower, frames), views, tuple(seconds))
+
+    def clip(self, tubelets: int, rng: np.random.Generator, long_share: float) -> Clip:
+        """A random clip of exactly ``tubelets`` tubelets.
+
+        A piece of one scene, what memory holds of a long one, or pieces of several scenes whose objects all differ,
+        one after another as an eviction leaves them.
+        """
+        draw = rng.random()
+        if draw < long_share:
+            clip = self.long[int(rng.integers(len(self.long)))]
+            if len(clip.views) >= tubelets:
+                # The first one stays in memory for ever; the others may have been cut off anywhere.
+                rest = clip.part(len(clip.views) - tubelets + 1, len(clip.views))
+                first = clip.part(0, 1)
+                return join([first, rest], [rest.seconds[0] - first.seconds[0]]) if tubelets > 1 else first
+        pieces: list[Clip] = []
+        names: set[str] = set()
+        left = tubelets
+        for _ in range(40):
+            source = self.dense[int(rng.integers(len(self.dense)))]
+            most = min(left, len(source.views))
+            length = most if draw > 0.75 else int(rng.integers(1, most + 1))
+            start = int(rng.integers(len(source.views) - length + 1))
+            piece = source.part(start, start + length)
+            if piece.names & names or len(names | piece.names) > 10:
+                continue
+            pieces.append(piece)
+            names |= piece.names
+            left -= length
+            if left == 0:
+                scale = float(rng.choice([1.0, 3.0, 30.0]))
+                gaps = [1 + int(rng.exponential(scale)) for _ in pieces[1:]]
+                return join(pieces, gaps)
+        return self.clip(tubelets, rng, 0.0)

@@ -1,0 +1,121 @@
+"""Training of vstream-tiny from nothing: ``python -m vstream_ros.synthetic.train --out FOLDER``.
+
+Two stages, each of which goes on where it was interrupted; a third run finds all done and writes the checkpoint again.
+The state of the training stands in ``FOLDER/training``, the checkpoint in ``FOLDER``. CPU only, seeds fixed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vstream_ros.synthetic.feature_pool import FeaturePool
+from vstream_ros.synthetic.tiny_model import make_model, write_checkpoint
+from vstream_ros.synthetic.train_language import LanguagePlan, measure_language, train_language
+from vstream_ros.synthetic.train_vision import VisionPlan, train_vision
+
+POOL_SEED, HELD_OUT_SEED = 7, 8
+DENSE_SCENES, LONG_SCENES = 700, 400
+HELD_OUT = 60
+"""Scenes of each sort for the figures after training."""
+
+
+def train(
+    folder: Path,
+    vision: VisionPlan,
+    language: LanguagePlan,
+    scenes: tuple[int, int],
+    console: Console,
+    *,
+    held_out: int = HELD_OUT,
+    batches: int = 40,
+) -> None:
+    """Both stages, and the checkpoint into ``folder``.
+
+    Args:
+        folder: of the checkpoint; the state of the training goes into its folder ``training``.
+        vision: stage 1.
+        language: stage 2.
+        scenes: dense and long ones that stage 2's clips are made of.
+        console: for progress and the last figures.
+        held_out: scenes of each sort that the last figures are taken on.
+        batches: of held-out clips for the last figures.
+    """
+    state = folder / "training"
+    state.mkdir(parents=True, exist_ok=True)
+    model, processor = make_model(vision.seed)
+    with _progress(console) as progress:
+        figures = {"vision": _vision(model, state, vision, progress)}
+        pool = FeaturePool(model.model.visual, POOL_SEED)
+        fresh = FeaturePool(model.model.visual, HELD_OUT_SEED)
+        task = progress.add_task("encoding scenes", total=sum(scenes) + 2 * held_out, figures="")
+        pool.load_or_grow(state / "pool.pt", *scenes, lambda: progress.advance(task))
+        fresh.load_or_grow(state / "held_out.pt", held_out, held_out, lambda: progress.advance(task))
+        progress.update(task, completed=sum(scenes) + 2 * held_out)
+        task = progress.add_task("language model", total=language.steps, figures="")
+        train_language(model, processor, pool, state, language, _reporter(progress, task, state / "language.log"))
+    write_checkpoint(model, processor, folder)
+    figures["language"] = measure_language(model, processor, fresh, batches)
+    (state / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    for stage, values in figures.items():
+        console.print(stage, {name: round(value, 4) for name, value in values.items()})
+
+
+def _vision(model: Any, state: Path, plan: VisionPlan, progress: Progress) -> dict[str, float]:
+    task = progress.add_task("vision tower", total=plan.steps, figures="")
+    return train_vision(model.model.visual, state, plan, _reporter(progress, task, state / "vision.log"))
+
+
+def _reporter(progress: Progress, task: Any, log: Path) -> Callable[[int, dict[str, float]], None]:
+    """Shows running means beside the bar, and writes a line of them to ``log`` every 25 steps."""
+    means: dict[str, float] = {}
+
+    def report(step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            means[name] = 0.95 * means.get(name, value) + 0.05 * value
+        line = " ".join(f"{name} {value:.3f}" for name, value in means.items())
+        progress.update(task, completed=step + 1, figures=line)
+        if step % 25 == 0:
+            with log.open("a") as file:
+                file.write(f"step {step:5d}  {line}\n")
+
+    return report
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=console)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry of the module."""
+    parser = argparse.ArgumentParser(description="Train vstream-tiny on the shapes world.")
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="FOLDER", help="of the checkpoint; resumed where it exists")
+    # The products are small: on a machine that does other work too, a second thread mostly waits for the first.
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads (default %(default)s)")
+    add("--vision-steps", type=int, default=VisionPlan.steps, metavar="N", help="(default %(default)s)")
+    add("--language-steps", type=int, default=LanguagePlan.steps, metavar="N", help="(default %(default)s)")
+    add("--scenes", type=int, nargs=2, default=(DENSE_SCENES, LONG_SCENES), metavar=("DENSE", "LONG"))
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(1)
+    np.seterr(all="raise", under="ignore")
+    vision = dataclasses.replace(VisionPlan(), steps=args.vision_steps)
+    language = dataclasses.replace(LanguagePlan(), steps=args.language_steps)
+    train(args.out, vision, language, (args.scenes[0], args.scenes[1]), Console())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

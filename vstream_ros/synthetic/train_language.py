@@ -1,0 +1,374 @@
+"""Stage 2 of training vstream-tiny: the language model on cached features, several isolated questions a clip.
+
+The positions are the engine's: true times for the video tokens, text after the video at start + max(rows, columns).
+A clip is computed once; its questions see it and themselves, but not each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vstream_ros.synthetic.feature_pool import Clip, FeaturePool
+from vstream_ros.synthetic.questions import KINDS, QA, ask, ask_all, readings, running_targets
+from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES
+from vstream_ros.synthetic.tiny_config import CELLS, HIDDEN, TOKENS_PER_SECOND
+from vstream_ros.synthetic.train_vision import IGNORE, save_atomically, schedule
+
+AUX_LAYER = 4
+"""Decoder layers before the auxiliary heads."""
+AUX_TARGETS = (len(COLOURS), len(SHAPES), len(COLOURS), len(SHAPES), len(COLOURS), len(SHAPES), 11, 5)
+"""Newest object, the one before it, the first one (colour and shape each), how many there were, how many there are."""
+
+
+@dataclass(frozen=True)
+class LanguagePlan:
+    """How long and how stage 2 trains. What the shipped checkpoint was trained with stands in its model card."""
+
+    steps: int = 9000
+    token_budget: int = 2000
+    """Of video and question tokens in a batch, roughly: decides how many clips are in it."""
+    questions: int = 8
+    """For each clip."""
+    stages: tuple[tuple[float, int, float], ...] = ((0.0, 4, 0.0), (0.25, 8, 0.1), (0.5, 16, 0.3), (0.75, 28, 0.5))
+    """(from this part of the steps on, tubelets at most, share of long memories)."""
+    learning_rate: float = 2e-3
+    aux_weight: float = 0.3
+    seed: int = 12
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of equal length with their questions; B clips, V tokens up to the last video token, Q question tokens."""
+
+    prefix_ids: torch.Tensor
+    """(B, V)"""
+    features: torch.Tensor
+    """(B, video tokens, hidden)"""
+    positions: torch.Tensor
+    """(3, B, V + Q)"""
+    question_ids: torch.Tensor
+    """(B, Q)"""
+    question_mask: torch.Tensor
+    """(B, Q, Q) bool: sees."""
+    owner: torch.Tensor
+    """(B, Q): number of the question that a token belongs to, -1 for padding."""
+    targets: torch.Tensor
+    """(B, Q): the token that follows; IGNORE outside of answers."""
+    weights: torch.Tensor
+    """(B, Q): of each target in the loss."""
+    aux: torch.Tensor
+    """(B, tubelets, len(AUX_TARGETS))"""
+
+
+class BatchMaker:
+    """Turns clips and questions into tensors, by the tokenizer and chat template of the checkpoint."""
+
+    def __init__(self, processor: Any, video_token_id: int) -> None:
+        self._tokenizer = processor.tokenizer
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        before, after = text.split("<|video_pad|>")
+        self.before = self._ids(before)
+        self._opening, self._closing = (self._ids(part) for part in after.split("?"))
+        self._video_token_id = video_token_id
+        self._end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self._cache: dict[str, list[int]] = {}
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _known(self, text: str) -> list[int]:
+        if text not in self._cache:
+            self._cache[text] = self._ids(text)
+        return self._cache[text]
+
+    def batch(self, clips: Sequence[Clip], questions: Sequence[Sequence[QA]]) -> Batch:
+        """``clips`` of equal length, each with its questions."""
+        rows, columns = CELLS
+        tokens, tubelets = rows * columns, len(clips[0].views)
+        start = len(self.before)
+        prefix = self.before + [self._video_token_id] * (tokens * tubelets)
+        packed = [self._pack(qas) for qas in questions]
+        longest = max(len(ids) for ids, *_ in packed)
+        size = len(clips)
+        ids = torch.zeros((size, longest), dtype=torch.long)
+        owner = torch.full((size, longest), -1)
+        targets = torch.full((size, longest), IGNORE)
+        weights = torch.zeros((size, longest))
+        positions = np.zeros((3, size, len(prefix) + longest), dtype=np.int64)
+        positions[:, :, :start] = np.arange(start)
+        row, column = np.divmod(np.arange(tokens), columns)
+        for k, (clip, (q_ids, q_owner, q_targets, q_weights, q_offsets)) in enumerate(zip(clips, packed, strict=True)):
+            times = TOKENS_PER_SECOND * (np.asarray(clip.seconds) - clip.seconds[0])
+            positions[0, k, start : len(prefix)] = start + np.repeat(times, tokens)
+            positions[1, k, start : len(prefix)] = start + np.tile(row, tubelets)
+            positions[2, k, start : len(prefix)] = start + np.tile(column, tubelets)
+            length = len(q_ids)
+            positions[:, k, len(prefix) : len(prefix) + length] = start + max(CELLS) + np.asarray(q_offsets)
+            ids[k, :length], owner[k, :length] = torch.tensor(q_ids), torch.tensor(q_owner)
+            targets[k, :length], weights[k, :length] = torch.tensor(q_targets), torch.tensor(q_weights)
+        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+        return Batch(
+            prefix_ids=torch.tensor([prefix] * size),
+            features=torch.stack([clip.features for clip in clips]).flatten(1, 2),
+            positions=torch.from_numpy(positions),
+            question_ids=ids,
+            question_mask=(owner[:, :, None] == owner[:, None, :]) & causal,
+            owner=owner,
+            targets=targets,
+            weights=weights,
+            aux=torch.from_numpy(np.stack([_aux_labels(clip) for clip in clips])),
+        )
+
+    def _pack(self, qas: Sequence[QA]) -> tuple[list[int], list[int], list[int], list[float], list[int]]:
+        ids: list[int] = []
+        owner: list[int] = []
+        targets: list[int] = []
+        weights: list[float] = []
+        offsets: list[int] = []
+        for number, qa in enumerate(qas):
+            asked = self._opening + self._known(qa.question) + self._closing
+            said = [*self._known(qa.answer), self._end]
+            line = asked + said[:-1]
+            ids += line
+            owner += [number] * len(line)
+            offsets += list(range(len(line)))
+            targets += [IGNORE] * (len(asked) - 1) + said
+            weights += [0.0] * (len(asked) - 1) + [len(said) ** -0.5] * len(said)
+        return ids, owner, targets, weights, offsets
+
+
+def _aux_labels(clip: Clip) -> np.ndarray:
+    table = np.full((len(clip.views), len(AUX_TARGETS)), IGNORE, dtype=np.int64)
+    colours = list(COLOURS)
+    for k, (view, order) in enumerate(zip(clip.views, running_targets(clip.views), strict=True)):
+        here, perhaps = sum(s.here for s in view), sum(s.glimpsed for s in view)
+        table[k, 7] = here if here == perhaps else IGNORE
+        if order is None:
+            continue
+        table[k, 6] = min(len(order), 10)
+        for slot, name in ((0, order[-1:]), (2, order[-2:-1]), (4, order[:1])):
+            for colour, shape in (n.split() for n in name):
+                table[k, slot], table[k, slot + 1] = colours.index(colour), SHAPES.index(shape)
+    return table
+
+
+class AuxHeads(nn.Module):
+    """What has happened so far, read from each tubelet's last token and, for the whole clip, from the token that ends
+    the video; thrown away after training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(HIDDEN)
+        self.out = nn.Linear(HIDDEN, sum(AUX_TARGETS))
+
+    def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """``hidden``: (B, tubelets, hidden)."""
+        total = hidden.new_zeros((), dtype=torch.float32)
+        parts = self.out(self.norm(hidden.float())).split(AUX_TARGETS, dim=-1)
+        for k, logits in enumerate(parts):
+            target = labels[..., k]
+            if (target >= 0).any():
+                total = total + nn.functional.cross_entropy(logits[target >= 0].float(), target[target >= 0])
+        return total / len(parts)
+
+
+def forward(model: Any, batch: Batch, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """The language model on a batch: (final hidden states of the questions (B, Q, hidden); after ``AUX_LAYER`` layers,
+    those of the prefix and of the first question's first token, which ends the video (B, V + 1, hidden)).
+
+    The same as the model's own forward on each question apart. ``dtype``: of the large matrix products; bfloat16 is
+    several times as quick where the CPU has it. Attention is float32: finding the newest tubelet takes sharp scores.
+    """
+    text = model.model.language_model
+    cut = batch.prefix_ids.shape[1]
+    states = text.embed_tokens(torch.cat([batch.prefix_ids, batch.question_ids], dim=1))
+    start = cut - batch.features.shape[1]
+    states = torch.cat([states[:, :start], batch.features, states[:, cut:]], dim=1)
+    cos, sin = (t[:, :, None] for t in text.rotary_emb(states, batch.positions))
+    hidden_from = _hidden(batch, cut)
+    kept = states
+    for number, layer in enumerate(text.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        rows = slice(cut if number + 1 == len(text.layers) else 0, None)  # nobody reads the prefix's last states
+        normed = layer.input_layernorm(states).to(dtype)
+        size = attention.head_dim
+        sources = ((normed[:, rows], attention.q_proj), (normed, attention.k_proj), (normed, attention.v_proj))
+        query, key, value = (
+            _linear(part, proj, dtype).float().unflatten(-1, (-1, size)) for part, proj in sources
+        )
+        query, key = _rotate(query, cos[:, rows], sin[:, rows]), _rotate(key, cos, sin)
+        mixed = _attend(query, key, value, hidden_from[:, rows]).to(dtype)
+        states = states[:, rows] + _linear(mixed, attention.o_proj, dtype)
+        normed = layer.post_attention_layernorm(states).to(dtype)
+        gated = nn.functional.silu(_linear(normed, mlp.gate_proj, dtype)) * _linear(normed, mlp.up_proj, dtype)
+        states = states + _linear(gated, mlp.down_proj, dtype)
+        if number + 1 == AUX_LAYER:
+            kept = states[:, : cut + 1]
+    return text.norm(states), kept
+
+
+def _hidden(batch: Batch, cut: int) -> torch.Tensor:
+    """(B, V + Q, V + Q) float32 to add to scores: -inf where a token (row) must not see another (column)."""
+    size, asked = batch.question_ids.shape
+    sees = torch.zeros(size, cut + asked, cut + asked, dtype=torch.bool)
+    sees[:, :cut, :cut] = torch.ones(cut, cut, dtype=torch.bool).tril()
+    sees[:, cut:, :cut] = True
+    sees[:, cut:, cut:] = batch.question_mask
+    return torch.zeros(sees.shape).masked_fill_(~sees, float("-inf"))
+
+
+def _linear(states: torch.Tensor, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    return nn.functional.linear(states, layer.weight.to(dtype), bias)
+
+
+def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    one, other = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-other, one), dim=-1) * sin
+
+
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Grouped-query attention; all (B, tokens, heads, head size) float32, the result (B, tokens, heads x head size)."""
+    groups = query.shape[2] // key.shape[2]
+    # Query heads of one group under one another: one product per key head.
+    size, rows, _, width = query.shape
+    stacked = query.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    scores = (stacked @ key.permute(0, 2, 3, 1)).unflatten(2, (groups, rows)) * width**-0.5
+    weights = (scores + bias[:, None, None]).softmax(-1).flatten(2, 3)
+    mixed = (weights @ value.transpose(1, 2)).unflatten(2, (groups, rows))
+    return mixed.permute(0, 3, 1, 2, 4).reshape(size, rows, -1)
+
+
+def draw_batch(
+    maker: BatchMaker, pool: FeaturePool, plan: LanguagePlan, most: int, long_share: float, rng: np.random.Generator
+) -> Batch:
+    """Random clips of one random length with random questions."""
+    tubelets = int(rng.integers(2, most + 1))
+    per_clip = 12 * tubelets + 20 * plan.questions
+    clips = [pool.clip(tubelets, rng, long_share) for _ in range(max(plan.token_budget // per_clip, 4))]
+    questions = []
+    for clip in clips:
+        facts = readings(clip.views)
+        kinds = [KINDS[k] for k in rng.permutation(len(KINDS))]
+        asked = [qa for kind in kinds if (qa := ask(kind, clip.views, rng, facts)) is not None]
+        questions.append(asked[: plan.questions])
+    return maker.batch(clips, questions)
+
+
+def train_language(
+    model: Any,
+    processor: Any,
+    pool: FeaturePool,
+    folder: Path,
+    plan: LanguagePlan,
+    report: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Train the language model in place, going on from ``folder/language.pt`` where that exists."""
+    torch.manual_seed(plan.seed)
+    heads = AuxHeads()
+    optimizers = make_optimizers(model.model.language_model, heads, plan)
+    start = _resume(folder, model, heads, optimizers)
+    maker = BatchMaker(processor, model.config.video_token_id)
+    rng = np.random.default_rng([plan.seed, start])
+    for step in range(start, plan.steps):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * schedule(step, plan.steps)
+        _, most, long_share = [stage for stage in plan.stages if step >= stage[0] * plan.steps][-1]
+        figures = _step(model, heads, optimizers, draw_batch(maker, pool, plan, most, long_share, rng), plan)
+        report(step, figures)
+        if (step + 1) % 100 == 0 or step + 1 == plan.steps:
+            state = {"step": step + 1, "text": model.model.language_model.state_dict(), "heads": heads.state_dict()}
+            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+            save_atomically(state, folder / "language.pt")
+
+
+@torch.no_grad()
+def measure_language(model: Any, processor: Any, pool: FeaturePool, batches: int, most: int = 28) -> dict[str, float]:
+    """Share of right answers by kind (``n:kind``: how many) on clips of a held-out pool, in float32.
+
+    An answer is right if every token is the likeliest after the right ones before it: what greedy decoding gives.
+    """
+    maker = BatchMaker(processor, model.config.video_token_id)
+    rng = np.random.default_rng(9)
+    plan = LanguagePlan(questions=len(KINDS), token_budget=5000)
+    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    for _ in range(batches):
+        tubelets = int(rng.integers(2, most + 1))
+        count = max(plan.token_budget // (12 * tubelets + 20 * plan.questions), 4)
+        clips = [pool.clip(tubelets, rng, 0.4) for _ in range(count)]
+        questions = [ask_all(clip.views, rng) for clip in clips]
+        batch = maker.batch(clips, questions)
+        hidden, _ = forward(model, batch)
+        predicted = nn.functional.linear(hidden, model.model.language_model.embed_tokens.weight).argmax(-1)
+        wrong = ((predicted != batch.targets) & (batch.targets >= 0)).numpy()
+        owner = batch.owner.numpy()
+        for k, qas in enumerate(questions):
+            for number, qa in enumerate(qas):
+                right[qa.kind].append(not wrong[k, owner[k] == number].any())
+    shares = {kind: float(np.mean(values)) for kind, values in right.items() if values}
+    return shares | {f"n:{kind}": float(len(values)) for kind, values in right.items()}
+
+
+def make_optimizers(text: nn.Module, heads: AuxHeads, plan: LanguagePlan) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the embedding, norms, biases and heads."""
+    matrices = [p for name, p in text.named_parameters() if p.ndim == 2 and "embed" not in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in (*text.parameters(), *heads.parameters()) if id(p) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(
+            matrices, lr=1.5 * plan.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=plan.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def _step(
+    model: Any, heads: AuxHeads, optimizers: list[torch.optim.Optimizer], batch: Batch, plan: LanguagePlan
+) -> dict[str, float]:
+    hidden, kept = forward(model, batch, torch.bfloat16)
+    known = batch.targets >= 0
+    logits = nn.functional.linear(hidden[known], model.model.language_model.embed_tokens.weight)
+    losses = nn.functional.cross_entropy(logits, batch.targets[known], reduction="none")
+    weights = batch.weights[known]
+    loss = (losses * weights).sum() / weights.sum()
+    tokens = CELLS[0] * CELLS[1]
+    tubelets = batch.aux.shape[1]
+    video = kept[:, -1 - tokens * tubelets : -1]
+    aux = heads.loss(video[:, tokens - 1 :: tokens], batch.aux) + heads.loss(kept[:, -1:], batch.aux[:, -1:])
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    (loss + plan.aux_weight * aux).backward()
+    nn.utils.clip_grad_norm_([p for o in optimizers for group in o.param_groups for p in group["params"]], 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    right = float((logits.argmax(-1) == batch.targets[known]).float().mean())
+    return {"loss": float(loss.detach()), "aux": float(aux.detach()), "right": right}
+
+
+def _resume(folder: Path, model: Any, heads: AuxHeads, optimizers: list[torch.optim.Optimizer]) -> int:
+    path = folder / "language.pt"
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.model.language_model.load_state_dict(state["text"])
+    heads.load_state_dict(state["heads"])
+    for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(stored)
+    return int(state["step"])
