@@ -21,12 +21,14 @@ TESTS ?= test/unit test/node test/system
 test: export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 test: export HYPOTHESIS_STORAGE_DIRECTORY := build/.hypothesis
 
-.PHONY: help env build lint test demo bench clean
+.PHONY: help env build lint test demo bench eval train-tiny clean
 
 help:
 	@echo 'make demo    watch a video and answer questions about it (VIDEO=file MODEL=folder-or-hub-id QUESTION=text)'
 	@echo 'make test    lint, then the tests of all three tiers (TESTS="test/unit" for some; ROS_DISTRO=jazzy)'
 	@echo 'make bench   measure everything into build/bench*.json, on an otherwise idle machine: half an hour'
+	@echo 'make eval    how often vstream-tiny is right, by kind of question, into build/eval.json'
+	@echo 'make train-tiny  train vstream-tiny into build/tiny: some hours, resumable'
 	@echo 'make build   create the environment and build the package with colcon'
 	@echo 'make env     create the environment only'
 	@echo 'make lint    ruff and mypy'
@@ -54,6 +56,12 @@ bench:
 	@$(IN) python -m benchmarks.camera
 	@$(IN) python -m benchmarks.latency
 	@$(IN) python -m benchmarks.equality
+
+eval:
+	@$(IN) python -m benchmarks.eval $(ARGS)
+
+train-tiny:
+	@$(IN) python -m vstream_ros.synthetic.train --out build/tiny $(ARGS)
 
 clean:
 	rm -rf build install log
