@@ -88,7 +88,7 @@ def load_model(
             model_id, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, **local
         ).to(where)
         # A checkpoint's processor says how large a frame may be; far more would be far from what it was trained on.
-        max_pixels = min(max_pixels, processor.video_processor.size["longest_edge"])
+        max_pixels = min(max_pixels, dict(processor.video_processor.size).get("longest_edge") or max_pixels)
         return wrap_model(model, processor, name=name, min_pixels=min(min_pixels, max_pixels), max_pixels=max_pixels)
     except (ConfigError, ModelFailedError):
         raise
