@@ -163,15 +163,15 @@ def control_kept_after_eviction(
 ) -> Generated:
     """Keys and values of an evicted tubelet are cut out, and those behind it kept, though they have seen it.
 
-    The evicted one is an extra tubelet in front of the last of ``clips``, which the answer is about.
+    The evicted one is an extra tubelet behind the first of ``clips``, which the answer is about.
     """
     answerer.drop_caches()
     index = max(range(len(clips)), key=lambda k: len(clips[k]))
     tubelets = list(clips[index].tubelets)
-    last = tubelets[-1]
-    other = np.ascontiguousarray(255 - last.frames[:, ::-1])
-    extra = dataclasses.replace(last, id=10**9, frames=other)  # at the same time: the text between stays the same
-    longer = dataclasses.replace(clips[index], tubelets=(*tubelets[:-1], extra, last))
+    second = tubelets[1]
+    other = np.ascontiguousarray(255 - second.frames[:, ::-1])
+    extra = dataclasses.replace(second, id=10**9, frames=other)  # at the same time: the text between stays the same
+    longer = dataclasses.replace(clips[index], tubelets=(tubelets[0], extra, *tubelets[1:]))
     before = answerer.prompt((*clips[:index], longer, *clips[index + 1 :]), question.text)
     after = answerer.prompt(clips, question.text)
     timeline = answerer.timelines.current
