@@ -178,6 +178,7 @@ def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
         from vstream_ros.compare.run import compare
         from vstream_ros.engine import EngineConfig
         from vstream_ros.models.loader import load_model
+        from vstream_ros.replay.report import printable
 
         config = EngineConfig(device=args.device, local_files_only=args.local_files_only)
         with notes.status(f"loading {args.model}") as status:
@@ -205,8 +206,7 @@ def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
     for note in comparison.notes:
         notes.print(note, style="yellow", markup=False)
     for result in comparison.results:
-        shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in result.answer)
-        out.print(f"{result.method}: {shown or '(empty)'}", markup=False, soft_wrap=True)
+        out.print(f"{result.method}: {printable(result.answer) or '(empty)'}", markup=False, soft_wrap=True)
     out.print(f"written to {args.out / 'compare.html'} and compare.json beside it", markup=False)
     return 0
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from vstream_ros.compare.methods import MethodResult
-from vstream_ros.replay.report import mebibytes, seconds
+from vstream_ros.replay.report import mebibytes, printable, seconds
 
 COLUMNS = (
     ("while streaming", lambda r: seconds(r.streaming_s) if r.streaming_s else "–"),
@@ -65,7 +65,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
     )
     answers = "".join(
         f"<h3>{html.escape(r.method)}{'' if r.equals_native else ' (another answer than native)'}</h3>"
-        f"<blockquote>{html.escape(_printable(r.answer)) or '(empty)'}</blockquote>"
+        f"<blockquote>{html.escape(printable(r.answer)) or '(empty)'}</blockquote>"
         for r in comparison.results
     )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes)
@@ -89,10 +89,6 @@ img {{ max-width: 100%; }}
 """,
         encoding="utf-8",
     )
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _plots(results: Sequence[MethodResult]) -> str:

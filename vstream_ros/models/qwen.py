@@ -82,6 +82,10 @@ class QwenVideoModel(VideoModel):
         height, width = segment.tubelets[0].frames.shape[1:3]
         return len(segment.tubelets), height // self._patch_size, width // self._patch_size
 
+    def _tubelet_sizes(self, segments: Sequence[Segment]) -> list[int]:
+        """Video tokens of each tubelet, in prompt order."""
+        return [int(np.prod(self.grid(s)[1:])) // self._merge_size**2 for s in segments for _ in s.tubelets]
+
     def template_text(self, segments: Sequence[Segment], question: str) -> str:
         """The chat template's text with one placeholder per segment; control tokens in user text are neutralised."""
         content: list[dict[str, str]] = []
@@ -137,7 +141,7 @@ class QwenVideoModel(VideoModel):
                 ids.extend(self._tokenize_piece(piece))
         # A run covers one tubelet (Qwen3) or all tubelets of a segment (Qwen2): cut it evenly.
         spans: list[tuple[int, int]] = []
-        sizes = [int(np.prod(self.grid(s)[1:])) // self._merge_size**2 for s in segments for _ in s.tubelets]
+        sizes = self._tubelet_sizes(segments)
         remaining = iter(sizes)
         for start, end in runs:
             while start < end:
@@ -266,7 +270,7 @@ class QwenVideoModel(VideoModel):
             length = rope.shape[-1]
             positions = np.concatenate([np.arange(length)[None], rope[:, 0].numpy()]).astype(np.int64)
             is_video = inputs["input_ids"][0].numpy() == self._video_token_id
-            sizes = [int(np.prod(self.grid(s)[1:])) // self._merge_size**2 for s in segments for _ in s.tubelets]
+            sizes = self._tubelet_sizes(segments)
             bounds = np.split(np.flatnonzero(is_video), np.cumsum(sizes)[:-1])
             self.apply_true_time(positions, segments, [(int(b[0]), int(b[-1]) + 1) for b in bounds])
             inputs["position_ids"] = torch.from_numpy(positions[:, None])

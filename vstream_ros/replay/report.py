@@ -31,6 +31,11 @@ def mebibytes(value: int) -> str:
     return f"{value / 2**20:,.1f} MiB"
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with its control characters spelled out: a model's words must not drive a terminal or a page."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def metrics_table(metrics: Sequence[Mapping[str, Any]], title: str = "Metrics") -> Table:
     """Return a table with one column per answer. ``metrics``: the fields of ``msg/AnswerMetrics`` by name."""
     table = Table(title=title, title_justify="left")
@@ -52,7 +57,7 @@ def metrics_table(metrics: Sequence[Mapping[str, Any]], title: str = "Metrics") 
 def print_reply(console: Console, number: int, reply: Reply) -> None:
     """Print a question and what came of it. An answer's control characters are shown, never sent to the terminal."""
     console.print(f"[bold]Question {number}:[/bold] {escape(reply.question)}", highlight=False, soft_wrap=True)
-    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in reply.answer)
+    shown = printable(reply.answer)
     if shown or not reply.error_code:
         console.print(f"[bold]Answer {number}:[/bold]   {escape(shown) or '(empty)'}", highlight=False, soft_wrap=True)
     if reply.error_code:

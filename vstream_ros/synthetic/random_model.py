@@ -74,6 +74,19 @@ def byte_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
+def vision_token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+    """The token ids that a Qwen-VL's configuration names."""
+    return {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
+        for name, token in (
+            ("image", "<|image_pad|>"),
+            ("video", "<|video_pad|>"),
+            ("vision_start", "<|vision_start|>"),
+            ("vision_end", "<|vision_end|>"),
+        )
+    }
+
+
 def _text_config(family: str, tokenizer: Qwen2Tokenizer, size: dict[str, int]) -> dict[str, Any]:
     head_dim = size["hidden_size"] // size["heads"]
     quarter = head_dim // 8
@@ -171,15 +184,7 @@ def random_model(family: str = "qwen2_5_vl", seed: int = 0, **size: int) -> tupl
         family,
         text_config=_text_config(family, tokenizer, size),
         vision_config=_vision_config(family, size),
-        **{
-            f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
-            for name, token in (
-                ("image", "<|image_pad|>"),
-                ("video", "<|video_pad|>"),
-                ("vision_start", "<|vision_start|>"),
-                ("vision_end", "<|vision_end|>"),
-            )
-        },
+        **vision_token_ids(tokenizer),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

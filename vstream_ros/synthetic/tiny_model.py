@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from vstream_ros.synthetic.questions import corpus
-from vstream_ros.synthetic.random_model import QWEN2_TEMPLATE, SPECIAL_TOKENS
+from vstream_ros.synthetic.random_model import QWEN2_TEMPLATE, SPECIAL_TOKENS, vision_token_ids
 from vstream_ros.synthetic.tiny_config import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, TEMPORAL_PATCH, TEXT, VISION
 
 VOCABULARY = 640
@@ -70,15 +70,7 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLProcessor:
 def make_model(seed: int = 0) -> tuple[Any, Qwen2_5_VLProcessor]:
     """An untrained model (float32, CPU, evaluation mode) and its processor; the random state is left alone."""
     tokenizer = make_tokenizer()
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(token)
-        for name, token in (
-            ("image", "<|image_pad|>"),
-            ("video", "<|video_pad|>"),
-            ("vision_start", "<|vision_start|>"),
-            ("vision_end", "<|vision_end|>"),
-        )
-    }
+    ids = vision_token_ids(tokenizer)
     end, pad = tokenizer.convert_tokens_to_ids(END), tokenizer.convert_tokens_to_ids(PAD)
     text = {**TEXT, "vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": end, "pad_token_id": pad}
     config = AutoConfig.for_model(
