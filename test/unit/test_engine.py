@@ -242,13 +242,14 @@ def test_a_waiting_question_times_out_while_another_is_answered(engine: DelayedB
     feed(engine, 2)
     ended: list[str] = []
 
-    def slow(text: str, tokens: int) -> None:
-        time.sleep(0.01)
-
-    long = engine.submit(Question("talk", max_new_tokens=200), on_text=slow)
+    gate = Gate()  # holds the long answer until the short one's time is over, however quick the machine
+    long = engine.submit(Question("talk", max_new_tokens=200), on_text=gate)
     long.future.add_done_callback(lambda _: ended.append("long"))
-    short = engine.submit(Question("wait", timeout_s=0.2))
+    assert gate.reached.wait(60)
+    short = engine.submit(Question("wait", timeout_s=0.05))
     short.future.add_done_callback(lambda _: ended.append("short"))
+    time.sleep(0.1)
+    gate.open()
     fails_with(short.future, errors.QuestionTimeoutError)
     long.future.result(timeout=60)
     assert ended == ["short", "long"]

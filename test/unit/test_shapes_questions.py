@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vstream_ros.synthetic.questions import KINDS, NUMBERS, PHRASINGS, answer, ask_all, readings, right, running_targets
+from vstream_ros.synthetic.questions import (
+    KINDS,
+    NONE,
+    NUMBERS,
+    PHRASINGS,
+    Running,
+    answer,
+    ask_all,
+    readings,
+    right,
+    running,
+)
 from vstream_ros.synthetic.shapes_world import Leg, Scene, Visit
 from vstream_ros.synthetic.tubelets import Sighting, sightings
 
@@ -83,8 +94,19 @@ def test_two_that_come_together_have_no_order():
     assert answer("total", "", facts) == "two"
 
 
-def test_running_targets(story):
-    assert running_targets(story) == [(), (RED,), (RED, BLUE), (RED, BLUE)]
+def test_the_running_state(story):
+    assert running(story) == [
+        Running(NONE, NONE, NONE, NONE, 0),
+        Running(RED, RED, NONE, RED, 1),
+        Running(BLUE, BLUE, RED, RED, 2),
+        Running(NONE, BLUE, RED, RED, 2),
+    ]
+
+
+def test_the_running_state_knows_what_a_tie_leaves():
+    together = (sighting(0, RED, 0.2), sighting(1, BLUE, 0.8))
+    tied = Running(None, None, None, None, 2)
+    assert running([together, (sighting(2, GREEN, 0.5),)]) == [tied, Running(GREEN, GREEN, None, None, 3)]
 
 
 def test_every_kind_is_asked_and_agrees_with_the_log():

@@ -7,6 +7,7 @@ only where all readings agree on its answer; so every answer is right or wrong, 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -231,22 +232,59 @@ def ask_all(views: Sequence[View], rng: np.random.Generator) -> list[QA]:
     return [qa for kind in KINDS if (qa := ask(kind, views, rng, facts)) is not None]
 
 
-def running_targets(views: Sequence[View]) -> list[tuple[str, ...] | None]:
-    """After each tubelet: the names of all objects seen so far in the order of arrival; None where readings disagree.
+NONE = ""
+"""In ``Running``: there is no such object."""
 
-    The targets of stage 2's auxiliary heads.
-    """
-    certain: list[tuple[str, ...] | None] = []
-    perhaps: list[tuple[str, ...] | None] = []
-    for names, threshold in ((certain, SEEN), (perhaps, GLIMPSED)):
-        order: list[str] = []
-        tied = False
-        for view in views:
-            new = [s.visit.name for s in view if max(s.before, s.after) >= threshold and s.visit.name not in order]
-            tied = tied or len(new) > 1
-            order = order + new
-            names.append(None if tied else tuple(order))
-    return [one if one == other else None for one, other in zip(certain, perhaps, strict=True)]
+
+@dataclass(frozen=True)
+class Running:
+    """What has happened up to and with one tubelet; names, ``NONE``, or None where readings disagree."""
+
+    arrived: str | None
+    """First seen in this tubelet."""
+    newest: str | None
+    previous: str | None
+    """Came before the newest."""
+    first: str | None
+    total: int | None
+    """How many objects have been seen."""
+
+
+def running(views: Sequence[View]) -> list[Running]:
+    """The state after each tubelet: the targets of stage 2's auxiliary heads."""
+    states = []
+    for one, two in zip(_running(views, SEEN), _running(views, GLIMPSED), strict=True):
+        pairs = zip(dataclasses.astuple(one), dataclasses.astuple(two), strict=True)
+        states.append(Running(*(a if a == b else None for a, b in pairs)))
+    return states
+
+
+def _running(views: Sequence[View], threshold: float) -> list[Running]:
+    groups: list[list[str]] = []
+    """Objects that arrived in the same tubelet, whose order nobody can tell."""
+    states = []
+
+    def only(group: list[str]) -> str | None:
+        return group[0] if len(group) == 1 else None
+
+    for view in views:
+        known = {name for group in groups for name in group}
+        seen = [s.visit.name for s in view if max(s.before, s.after) >= threshold]
+        new = [name for name in seen if name not in known]
+        if new:
+            groups.append(new)
+        newest = only(groups[-1]) if groups else NONE
+        before = None if newest is None else only(groups[-2]) if len(groups) > 1 else NONE
+        states.append(
+            Running(
+                arrived=only(new) if new else NONE,
+                newest=newest,
+                previous=before,
+                first=only(groups[0]) if groups else NONE,
+                total=sum(map(len, groups)),
+            )
+        )
+    return states
 
 
 def right(predicted: str, expected: str) -> bool:

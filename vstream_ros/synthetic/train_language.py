@@ -16,15 +16,18 @@ import torch
 from torch import nn
 
 from vstream_ros.synthetic.feature_pool import Clip, FeaturePool
-from vstream_ros.synthetic.questions import KINDS, QA, ask, ask_all, readings, running_targets
+from vstream_ros.synthetic.questions import KINDS, NONE, QA, ask, ask_all, readings, running
 from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES
 from vstream_ros.synthetic.tiny_config import CELLS, HIDDEN, TOKENS_PER_SECOND
 from vstream_ros.synthetic.train_vision import IGNORE, save_atomically, schedule
 
-AUX_LAYER = 4
-"""Decoder layers before the auxiliary heads."""
-AUX_TARGETS = (len(COLOURS), len(SHAPES), len(COLOURS), len(SHAPES), len(COLOURS), len(SHAPES), 11, 5)
-"""Newest object, the one before it, the first one (colour and shape each), how many there were, how many there are."""
+NAME = (len(COLOURS) + 1, len(SHAPES) + 1)
+"""Classes of an object's colour and shape; the last one: there is none."""
+HARD = ("before", "after", "total", "describe", "last", "ever")
+"""Kinds that take the longest to learn; asked twice as often."""
+AUX_TARGETS: dict[int, tuple[int, ...]] = {2: (*NAME, 5), 4: (*NAME, *NAME, *NAME, 11)}
+"""What a tubelet's last token tells after so many decoder layers: first what comes in this tubelet and how many
+objects are there, then the newest object, the one before it, the first one and how many there were in all."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class LanguagePlan:
     stages: tuple[tuple[float, int, float], ...] = ((0.0, 4, 0.0), (0.25, 8, 0.1), (0.5, 16, 0.3), (0.75, 28, 0.5))
     """(from this part of the steps on, tubelets at most, share of long memories)."""
     learning_rate: float = 2e-3
-    aux_weight: float = 0.3
+    aux_weight: float = 1.0
     seed: int = 12
 
 
@@ -63,8 +66,8 @@ class Batch:
     """(B, Q): the token that follows; IGNORE outside of answers."""
     weights: torch.Tensor
     """(B, Q): of each target in the loss."""
-    aux: torch.Tensor
-    """(B, tubelets, len(AUX_TARGETS))"""
+    aux: dict[int, torch.Tensor]
+    """By decoder layer: (B, tubelets, targets) classes."""
 
 
 class BatchMaker:
@@ -128,7 +131,7 @@ class BatchMaker:
             owner=owner,
             targets=targets,
             weights=weights,
-            aux=torch.from_numpy(np.stack([_aux_labels(clip) for clip in clips])),
+            aux={layer: torch.tensor([_aux_labels(clip)[layer] for clip in clips]) for layer in AUX_TARGETS},
         )
 
     def _pack(self, qas: Sequence[QA]) -> tuple[list[int], list[int], list[int], list[float], list[int]]:
@@ -149,19 +152,24 @@ class BatchMaker:
         return ids, owner, targets, weights, offsets
 
 
-def _aux_labels(clip: Clip) -> np.ndarray:
-    table = np.full((len(clip.views), len(AUX_TARGETS)), IGNORE, dtype=np.int64)
-    colours = list(COLOURS)
-    for k, (view, order) in enumerate(zip(clip.views, running_targets(clip.views), strict=True)):
+def _aux_labels(clip: Clip) -> dict[int, list[list[int]]]:
+    """By decoder layer, by tubelet: classes of ``AUX_TARGETS``."""
+    labels: dict[int, list[list[int]]] = {layer: [] for layer in AUX_TARGETS}
+    for view, state in zip(clip.views, running(clip.views), strict=True):
         here, perhaps = sum(s.here for s in view), sum(s.glimpsed for s in view)
-        table[k, 7] = here if here == perhaps else IGNORE
-        if order is None:
-            continue
-        table[k, 6] = min(len(order), 10)
-        for slot, name in ((0, order[-1:]), (2, order[-2:-1]), (4, order[:1])):
-            for colour, shape in (n.split() for n in name):
-                table[k, slot], table[k, slot + 1] = colours.index(colour), SHAPES.index(shape)
-    return table
+        labels[2].append([*_name_classes(state.arrived), here if here == perhaps else IGNORE])
+        names = [c for name in (state.newest, state.previous, state.first) for c in _name_classes(name)]
+        labels[4].append([*names, IGNORE if state.total is None else min(state.total, 10)])
+    return labels
+
+
+def _name_classes(name: str | None) -> tuple[int, int]:
+    if name is None:
+        return IGNORE, IGNORE
+    if name == NONE:
+        return len(COLOURS), len(SHAPES)
+    colour, shape = name.split()
+    return list(COLOURS).index(colour), SHAPES.index(shape)
 
 
 class AuxHeads(nn.Module):
@@ -170,22 +178,28 @@ class AuxHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(HIDDEN)
-        self.out = nn.Linear(HIDDEN, sum(AUX_TARGETS))
+        self.norms = nn.ModuleDict({str(layer): nn.RMSNorm(HIDDEN) for layer in AUX_TARGETS})
+        self.outs = nn.ModuleDict({str(layer): nn.Linear(HIDDEN, sum(sizes)) for layer, sizes in AUX_TARGETS.items()})
 
-    def loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """``hidden``: (B, tubelets, hidden)."""
-        total = hidden.new_zeros((), dtype=torch.float32)
-        parts = self.out(self.norm(hidden.float())).split(AUX_TARGETS, dim=-1)
-        for k, logits in enumerate(parts):
-            target = labels[..., k]
-            if (target >= 0).any():
-                total = total + nn.functional.cross_entropy(logits[target >= 0].float(), target[target >= 0])
-        return total / len(parts)
+    def loss(self, kept: dict[int, torch.Tensor], labels: dict[int, torch.Tensor]) -> torch.Tensor:
+        """``kept``: as ``forward`` returns it."""
+        losses = []
+        for layer, sizes in AUX_TARGETS.items():
+            tokens, tubelets = CELLS[0] * CELLS[1], labels[layer].shape[1]
+            ends = kept[layer][:, -1 - tokens * tubelets : -1][:, tokens - 1 :: tokens]
+            for hidden, known in ((ends, labels[layer]), (kept[layer][:, -1:], labels[layer][:, -1:])):
+                parts = self.outs[str(layer)](self.norms[str(layer)](hidden.float())).split(sizes, dim=-1)
+                for k, logits in enumerate(parts):
+                    target = known[..., k]
+                    if (target >= 0).any():
+                        losses.append(nn.functional.cross_entropy(logits[target >= 0], target[target >= 0]))
+        return torch.stack(losses).mean() if losses else next(iter(kept.values())).new_zeros(())
 
 
-def forward(model: Any, batch: Batch, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    """The language model on a batch: (final hidden states of the questions (B, Q, hidden); after ``AUX_LAYER`` layers,
+def forward(
+    model: Any, batch: Batch, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """The language model on a batch: (final hidden states of the questions (B, Q, hidden); by layer of ``AUX_TARGETS``
     those of the prefix and of the first question's first token, which ends the video (B, V + 1, hidden)).
 
     The same as the model's own forward on each question apart. ``dtype``: of the large matrix products; bfloat16 is
@@ -198,7 +212,7 @@ def forward(model: Any, batch: Batch, dtype: torch.dtype = torch.float32) -> tup
     states = torch.cat([states[:, :start], batch.features, states[:, cut:]], dim=1)
     cos, sin = (t[:, :, None] for t in text.rotary_emb(states, batch.positions))
     hidden_from = _hidden(batch, cut)
-    kept = states
+    kept: dict[int, torch.Tensor] = {}
     for number, layer in enumerate(text.layers):
         attention, mlp = layer.self_attn, layer.mlp
         rows = slice(cut if number + 1 == len(text.layers) else 0, None)  # nobody reads the prefix's last states
@@ -214,8 +228,8 @@ def forward(model: Any, batch: Batch, dtype: torch.dtype = torch.float32) -> tup
         normed = layer.post_attention_layernorm(states).to(dtype)
         gated = nn.functional.silu(_linear(normed, mlp.gate_proj, dtype)) * _linear(normed, mlp.up_proj, dtype)
         states = states + _linear(gated, mlp.down_proj, dtype)
-        if number + 1 == AUX_LAYER:
-            kept = states[:, : cut + 1]
+        if number + 1 in AUX_TARGETS:
+            kept[number + 1] = states[:, : cut + 1]
     return text.norm(states), kept
 
 
@@ -258,11 +272,13 @@ def draw_batch(
     tubelets = int(rng.integers(2, most + 1))
     per_clip = 12 * tubelets + 20 * plan.questions
     clips = [pool.clip(tubelets, rng, long_share) for _ in range(max(plan.token_budget // per_clip, 4))]
+    odds = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
+    odds /= odds.sum()
     questions = []
     for clip in clips:
         facts = readings(clip.views)
-        kinds = [KINDS[k] for k in rng.permutation(len(KINDS))]
-        asked = [qa for kind in kinds if (qa := ask(kind, clip.views, rng, facts)) is not None]
+        kinds = rng.choice(list(KINDS), size=2 * plan.questions, p=odds)
+        asked = [qa for kind in kinds if (qa := ask(str(kind), clip.views, rng, facts)) is not None]
         questions.append(asked[: plan.questions])
     return maker.batch(clips, questions)
 
@@ -348,10 +364,7 @@ def _step(
     losses = nn.functional.cross_entropy(logits, batch.targets[known], reduction="none")
     weights = batch.weights[known]
     loss = (losses * weights).sum() / weights.sum()
-    tokens = CELLS[0] * CELLS[1]
-    tubelets = batch.aux.shape[1]
-    video = kept[:, -1 - tokens * tubelets : -1]
-    aux = heads.loss(video[:, tokens - 1 :: tokens], batch.aux) + heads.loss(kept[:, -1:], batch.aux[:, -1:])
+    aux = heads.loss(kept, batch.aux)
     for optimizer in optimizers:
         optimizer.zero_grad()
     (loss + plan.aux_weight * aux).backward()

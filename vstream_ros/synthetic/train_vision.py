@@ -7,12 +7,16 @@ shapes and directions never.
 
 from __future__ import annotations
 
+import collections
+import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -33,7 +37,7 @@ CAMERAS = ((480, 640), (240, 320), (168, 224))
 class VisionPlan:
     """How long and how stage 1 trains. What the shipped checkpoint was trained with stands in its model card."""
 
-    steps: int = 4000
+    steps: int = 2500
     batch: int = 96
     fresh: int = 80
     """New tubelets in each batch; the rest are drawn again from the newest ``buffer``. With 24 of 96 shapes were 98 %
@@ -137,13 +141,12 @@ def train_vision(
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
     start = _resume(folder, tower, heads, optimizer)
-    sampler, rng = TubeletSampler(plan.seed + start), np.random.default_rng([plan.seed, start])
-    pool_frames, pool_labels = sampler.draw(256)
-    frames, labels = list(pool_frames), list(pool_labels)
-    for step in range(start, plan.steps):
+    rng = np.random.default_rng([plan.seed, start])
+    frames: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    for step, (new_frames, new_labels) in zip(range(start, plan.steps), _drawn(plan, start), strict=False):
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * schedule(step, plan.steps)
-        new_frames, new_labels = sampler.draw(plan.fresh)
         frames = (frames + list(new_frames))[-plan.buffer :]
         labels = (labels + list(new_labels))[-plan.buffer :]
         newest = range(len(frames) - plan.fresh, len(frames))
@@ -161,6 +164,20 @@ def train_vision(
             state = {"step": step + 1, "tower": tower.state_dict(), "heads": heads.state_dict()}
             save_atomically({**state, "optimizer": optimizer.state_dict()}, folder / "vision.pt")
     return measure(tower, heads)
+
+
+def _drawn(plan: VisionPlan, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """New tubelets for each step from ``start`` on, drawn some steps ahead by a process of their own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)) as process:
+        ahead: collections.deque[Future[tuple[np.ndarray, np.ndarray]]] = collections.deque()
+        for step in range(start, plan.steps):
+            while len(ahead) < min(4, plan.steps - step):
+                ahead.append(process.submit(_draw, plan.seed * 100_000 + step + len(ahead), plan.fresh))
+            yield ahead.popleft().result()
+
+
+def _draw(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    return TubeletSampler(seed).draw(count)
 
 
 @torch.no_grad()
