@@ -22,6 +22,7 @@ from vstream_ros.errors import ConfigError, ModelFailedError
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import FrameSpec, GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.generation import run_generate
+from vstream_ros.models.kv_cache import GrowingLayer
 
 _ZERO_WIDTH_SPACE = "\u200b"
 
@@ -207,15 +208,12 @@ class QwenVideoModel(VideoModel):
                 f"{self.name} has sliding-window or linear attention layers, whose cache can't be rolled back; "
                 "use a checkpoint with full attention in every layer"
             )
+        cache.layers = [GrowingLayer() for _ in cache.layers]
         return cache
 
     def fork_cache(self, cache: DynamicCache, length: int) -> DynamicCache:
         forked = self.new_cache()
-        for layer, source in zip(forked.layers, cache.layers, strict=True):
-            if length and source.is_initialized:
-                layer.lazy_initialization(source.keys, source.values)
-                # Not by update(), which would copy.
-                layer.keys, layer.values = source.keys[..., :length, :], source.values[..., :length, :]
+        forked.layers = [layer.fork(length) for layer in cache.layers]
         return forked
 
     @torch.inference_mode()
