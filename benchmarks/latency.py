@@ -3,19 +3,21 @@
     python -m benchmarks.latency [--tubelets 10 20 40 80] [--repeats 5] [--out build/bench.json]
 
 Native is one call of the processor and ``generate(max_new_tokens=1)``. Runs of both are interleaved and the ratios are
-taken within one repetition, so that a machine that changes its speed changes both. One thread.
+taken within one repetition, so that a machine that changes its speed changes both. One thread. The file is written
+after each part; about a quarter of an hour on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,10 @@ from vstream_ros.engine.types import Question
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import GenerationOptions
-from vstream_ros.models.loader import wrap_model
+from vstream_ros.models.loader import load_model, wrap_model
 from vstream_ros.models.qwen import QwenVideoModel
 from vstream_ros.synthetic.random_model import random_model
+from vstream_ros.synthetic.tiny_config import FRAME_SIZE
 
 SIDE = 224
 """Pixels; 64 tokens a tubelet."""
@@ -54,6 +57,7 @@ SIZES = {
     "vision_heads": 4,
 }
 STREAM_MEMORY = MemoryConfig(scene_threshold=1.0, include_pending=False)
+SCENARIOS = ("cold", "background_first", "follow_up", "appended")
 STREAM_STEPS = 4
 """Background steps between two tubelets of the stream: what a device four times faster than the stream can do."""
 console = Console()
@@ -69,21 +73,39 @@ class Row:
     suffix_tokens: int
     native_ttft_s: float
     ours_ttft_s: float
+    native_p95_s: float
     ours_p95_s: float
+    native_max_s: float
     ours_max_s: float
     ratio: float
     ratio_min: float
     ratio_max: float
     repeats: int
     answers_equal: bool
+    background: str = "off"
+    """The engine's ``background_encoding``."""
 
 
 class Contest:
     """Native and ours over the same clip, and the times that each took."""
 
-    def __init__(self, model: QwenVideoModel, config: EngineConfig | None = None) -> None:
+    def __init__(self, model: QwenVideoModel, size: tuple[int, int] = (SIDE, SIDE)) -> None:
+        """``size``: (height, width) in pixels of the frames."""
         self.model = model
-        self.answerer = ClipAnswerer(model, config or EngineConfig(), ["camera"])
+        self.size = size
+        self.answerer = ClipAnswerer(model, EngineConfig(), ["camera"])
+        self._rng = np.random.default_rng(0)
+        self._ids = itertools.count()
+
+    def clip(self, count: int) -> Clip:
+        """``count`` tubelets, one a second."""
+        return Clip(tuple(self.tubelet(k) for k in range(count)), 1.0)
+
+    def tubelet(self, second: int) -> Tubelet:
+        """One that was never seen before."""
+        number = next(self._ids)
+        frames = np.stack([random_frame(self._rng, *self.size)] * 2)
+        return Tubelet(number, "camera", frames, (number,), second * NANOSECONDS, 0.0)
 
     def native(self, clip: Clip) -> tuple[float, list[int]]:
         """Seconds to the first token, and the token."""
@@ -112,30 +134,20 @@ def make_model(*, short: bool) -> QwenVideoModel:
     return wrap_model(model, processor, name="random Qwen2.5-VL", min_pixels=56 * 56, max_pixels=SIDE * SIDE)
 
 
-def make_clip(count: int) -> Clip:
-    """``count`` tubelets, one a second."""
-    rng = np.random.default_rng(0)
-    tubelets = tuple(
-        Tubelet(k, "camera", np.stack([random_frame(rng, SIDE, SIDE)] * 2), (k,), k * NANOSECONDS, 0.0)
-        for k in range(count)
-    )
-    return Clip(tubelets, 1.0)
-
-
-def row(
-    contest: Contest, scenario: str, clip: Clip, pairs: list[tuple[float, float]], equal: bool, tubelets: int = 0
-) -> Row:
+def row(contest: Contest, scenario: str, clip: Clip, pairs: list[tuple[float, float]], equal: bool) -> Row:
     """Summarise (native, ours) seconds."""
     native, ours = np.array(pairs).T
     ratios = native / ours
     return Row(
         scenario=scenario,
         model=f"{contest.model.name}, {contest.model.weight_bytes / 4e6:.1f} M",
-        tubelets=tubelets or len(clip),
+        tubelets=len(clip),
         suffix_tokens=contest.suffix_tokens(clip),
         native_ttft_s=float(np.median(native)),
         ours_ttft_s=float(np.median(ours)),
+        native_p95_s=float(np.percentile(native, 95)),
         ours_p95_s=float(np.percentile(ours, 95)),
+        native_max_s=float(native.max()),
         ours_max_s=float(ours.max()),
         ratio=float(np.median(ratios)),
         ratio_min=float(ratios.min()),
@@ -145,42 +157,40 @@ def row(
     )
 
 
-def measure_clip(contest: Contest, count: int, repeats: int) -> Iterator[Row]:
-    """cold, follow_up, appended and background_first at one clip length, interleaved."""
-    clip = make_clip(count)
-    shorter = dataclasses.replace(clip, tubelets=clip.tubelets[:-1])
+def measure_clip(contest: Contest, count: int, repeats: int, scenarios: Sequence[str] = SCENARIOS) -> Iterator[Row]:
+    """Scenarios at one clip length, interleaved."""
+    clip = contest.clip(count)
+    answerer = contest.answerer
 
-    def cold() -> None:
-        contest.answerer.drop_caches()
-
-    def follow_up() -> None:
-        contest.ours(clip)
-
-    def appended() -> None:
-        contest.answerer.drop_caches()
-        contest.ours(shorter)
-
-    def background_first() -> None:
-        contest.answerer.drop_caches()
-        while contest.answerer.prefill_ahead((clip,), ()):
+    def prepare(scenario: str) -> Clip:
+        """Bring the caches into the state that the scenario begins with; the clip to ask about."""
+        if scenario == "appended":
+            contest.ours(clip)
+            newest = contest.tubelet(count - 1)
+            contest.ours(dataclasses.replace(clip, tubelets=clip.tubelets[:-1]))
+            return dataclasses.replace(clip, tubelets=(*clip.tubelets[:-1], newest))
+        if scenario == "follow_up":
+            contest.ours(clip)
+            return clip
+        answerer.drop_caches()
+        while scenario == "background_first" and answerer.prefill_ahead((clip,), ()):
             pass
+        return clip
 
-    scenarios: dict[str, Callable[[], None]] = {
-        "cold": cold, "follow_up": follow_up, "appended": appended, "background_first": background_first,
-    }  # fmt: skip
     pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in scenarios}
     equal = dict.fromkeys(scenarios, True)
     contest.native(clip)
-    contest.ours(clip)
-    for _ in track(range(repeats), f"{count} tubelets, suffix {contest.suffix_tokens(clip)}", console=console):
+    title = f"{contest.model.name}: {count} tubelets, suffix {contest.suffix_tokens(clip)}"
+    for _ in track(range(repeats), title, console=console):
         native_s, native_tokens = contest.native(clip)
-        for name, prepare in scenarios.items():
-            prepare()
-            ours_s, tokens = contest.ours(clip)
+        for name in scenarios:
+            asked = prepare(name)
+            ours_s, tokens = contest.ours(asked)
             pairs[name].append((native_s, ours_s))
-            equal[name] &= tokens == native_tokens
+            equal[name] &= tokens == (native_tokens if asked is clip else contest.native(asked)[1])
     for name in scenarios:
-        yield row(contest, name, clip, pairs[name], equal[name])
+        measured = row(contest, name, clip, pairs[name], equal[name])
+        yield dataclasses.replace(measured, background="full" if name == "background_first" else "off")
 
 
 def measure_stream(contest: Contest, *, background: bool, seconds: int, questions: int) -> Row:
@@ -193,7 +203,7 @@ def measure_stream(contest: Contest, *, background: bool, seconds: int, question
     title = f"stream of {seconds} s, background {'full' if background else 'off'}"
     for second in track(range(seconds), title, console=console):
         for half in (0, 1):
-            memory.add_frame(random_frame(rng, SIDE, SIDE), (2 * second + half) * NANOSECONDS // 2)
+            memory.add_frame(random_frame(rng, *contest.size), (2 * second + half) * NANOSECONDS // 2)
         ahead = memory.next_clip()
         if background:
             for _ in range(STREAM_STEPS):
@@ -206,8 +216,10 @@ def measure_stream(contest: Contest, *, background: bool, seconds: int, question
             pairs.append((native_s, ours_s))
             equal &= tokens == native_tokens
             sizes.append(len(clip))
-    name = "stream_background_full" if background else "stream_background_off"
-    return row(contest, name, memory.clip(), pairs, equal, tubelets=int(np.median(sizes)))
+    measured = row(contest, "stream", memory.clip(), pairs, equal)
+    return dataclasses.replace(
+        measured, tubelets=int(np.median(sizes)), background="full" if background else "off"
+    )
 
 
 def peak_memory(path: str, count: int) -> float:
@@ -216,8 +228,8 @@ def peak_memory(path: str, count: int) -> float:
         "import torch; torch.set_num_threads(1)\n"
         "from benchmarks.latency import *\n"
         f"contest = Contest(make_model(short=True)); run = contest.{path}\n"
-        "run(make_clip(2)); contest.answerer.drop_caches()\n"
-        f"clip = make_clip({count})\n"
+        "run(contest.clip(2)); contest.answerer.drop_caches()\n"
+        f"clip = contest.clip({count})\n"
         "open('/proc/self/clear_refs', 'w').write('5')\n"
         "read = lambda key: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key))\n"
         "before = read('VmRSS'); run(clip); print((read('VmHWM') - before) * 1024)\n"
@@ -236,48 +248,65 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[Row] = []
-    for short in (True, False):
-        contest = Contest(make_model(short=short))
-        for count in args.tubelets:
-            rows += measure_clip(contest, count, args.repeats)
-        if short:
-            for background in (True, False):
-                rows.append(
-                    measure_stream(
-                        contest, background=background, seconds=args.stream_seconds, questions=args.stream_questions
-                    )
-                )
+    result: dict[str, Any] = {"machine": machine(), "rows": [], "peak_memory_bytes": {}, "peak_memory_ratio": {}}
+
+    def keep(rows: Iterable[Row]) -> None:
+        for measured in rows:
+            result["rows"].append(dataclasses.asdict(measured))
+            args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    contest = Contest(make_model(short=True))
+    for count in args.tubelets:
+        keep(measure_clip(contest, count, args.repeats))
+    for background in (True, False):
+        seconds, questions = args.stream_seconds, args.stream_questions
+        keep([measure_stream(contest, background=background, seconds=seconds, questions=questions)])
+    longer = Contest(make_model(short=False))
+    for count in args.tubelets:
+        keep(measure_clip(longer, count, args.repeats, ["follow_up"]))
+    tiny = Contest(load_tiny(), FRAME_SIZE)
+    for count in args.tubelets:
+        keep(measure_clip(tiny, count, args.repeats))
     longest = max(args.tubelets)
     with console.status(f"peak memory at {longest} tubelets, in fresh processes"):
         peaks = {path: float(np.median([peak_memory(path, longest) for _ in range(3)])) for path in ("native", "ours")}
-    result = {
-        "machine": f"{platform.machine()}, {platform.processor() or 'CPU'}, one thread, torch {torch.__version__}",
-        "rows": [dataclasses.asdict(r) for r in rows],
-        "peak_memory_bytes": {str(longest): peaks},
-        "peak_memory_ratio": {str(longest): peaks["ours"] / peaks["native"]},
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    result["peak_memory_bytes"][str(longest)] = peaks
+    result["peak_memory_ratio"][str(longest)] = peaks["ours"] / peaks["native"]
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     show(result)
     console.print(f"written to {args.out}")
 
 
+def machine() -> str:
+    """What it ran on."""
+    return f"{platform.machine()}, {platform.processor() or 'CPU'}, one thread, torch {torch.__version__}"
+
+
+def load_tiny() -> QwenVideoModel:
+    """The embedded model."""
+    return load_model(
+        "vstream-tiny", device="cpu", torch_dtype="float32", local_files_only=True,
+        min_pixels=56 * 56, max_pixels=SIDE * SIDE,
+    )
+
+
 def show(result: dict[str, Any]) -> None:
-    """The rows as a table."""
-    table = Table(title=f"time to first token ({result['machine']})")
-    for column in ("scenario", "tubelets", "suffix", "native", "ours", "p95", "max", "native / ours", "equal"):
-        table.add_column(column, justify="left" if column == "scenario" else "right")
-    for r in result["rows"]:
-        table.add_row(
-            r["scenario"],
-            str(r["tubelets"]),
-            str(r["suffix_tokens"]),
-            *(f"{1e3 * r[key]:.1f} ms" for key in ("native_ttft_s", "ours_ttft_s", "ours_p95_s", "ours_max_s")),
-            f"{r['ratio']:.1f} ({r['ratio_min']:.1f} to {r['ratio_max']:.1f})",
-            str(r["answers_equal"]),
-        )
-    console.print(table)
+    """The rows as tables, one for each model."""
+    console.print(f"Seconds to the first token on {result['machine']}: median, ours with p95 and maximum too")
+    for model in dict.fromkeys(r["model"] for r in result["rows"]):
+        table = Table(title=model, title_justify="left")
+        for column in ("scenario", "tubelets", "suffix", "native", "ours", "p95", "max", "native / ours", "equal"):
+            table.add_column(column, justify="left" if column == "scenario" else "right", no_wrap=True)
+        for r in result["rows"]:
+            if r["model"] == model:
+                seconds = (r[key] for key in ("native_ttft_s", "ours_ttft_s", "ours_p95_s", "ours_max_s"))
+                ratio = f"{r['ratio']:.1f} ({r['ratio_min']:.1f}-{r['ratio_max']:.1f})"
+                equal = "yes" if r["answers_equal"] else "NO"
+                sizes = str(r["tubelets"]), str(r["suffix_tokens"])
+                name = r["scenario"] + (f", {r['background']}" if r["scenario"] == "stream" else "")
+                table.add_row(name, *sizes, *(f"{s:.3f}" for s in seconds), ratio, equal)
+        console.print(table)
     for tubelets, ratio in result["peak_memory_ratio"].items():
         console.print(f"peak memory above the weights at {tubelets} tubelets: {100 * ratio:.0f} % of native's")
 

@@ -34,12 +34,14 @@ objects are there, then the newest object, the one before it, the first one and 
 class LanguagePlan:
     """How long and how stage 2 trains. What the shipped checkpoint was trained with stands in its model card."""
 
-    steps: int = 9000
-    token_budget: int = 2000
+    steps: int = 7500
+    token_budget: int = 2400
     """Of video and question tokens in a batch, roughly: decides how many clips are in it."""
-    questions: int = 8
+    questions: int = 12
     """For each clip."""
-    stages: tuple[tuple[float, int, float], ...] = ((0.0, 4, 0.0), (0.25, 8, 0.1), (0.5, 16, 0.3), (0.75, 28, 0.5))
+    stages: tuple[tuple[float, int, float], ...] = (
+        (0.0, 4, 0.0), (0.1, 8, 0.1), (0.25, 16, 0.3), (0.45, 28, 0.5), (0.8, 40, 0.5),
+    )
     """(from this part of the steps on, tubelets at most, share of long memories)."""
     learning_rate: float = 2e-3
     aux_weight: float = 1.0
