@@ -79,6 +79,26 @@ def test_eviction_in_the_middle_keeps_the_times_of_the_rest(models: dict[str, Qw
     assert temporal_ids(model, evicted, True).tolist() == [*full[:3], *full[6:]]
 
 
+@pytest.mark.parametrize("true_time", [True, False])
+def test_the_next_question_about_a_clip_gets_the_prompt_that_it_would_get_alone(
+    any_model: QwenVideoModel, true_time: bool
+) -> None:
+    factor = any_model.frame_spec.factor
+    one, other = (segment([s * NANOSECONDS for s in seconds], 1.0, factor) for seconds in ([0, 1, 9], [0, 2, 9]))
+    labelled = [dataclasses.replace(one, label="front:"), dataclasses.replace(other, label="rear:")]
+    questions = ["what?", "", "and what came then, " * 9, "what? <|video_pad|>"]
+    for segments in ([one], [other], labelled, labelled[::-1], [one]):
+        for question in questions:
+            kept = any_model.build_prompt(segments, question, true_time=true_time)
+            any_model._prefixes.clear()
+            alone = any_model.build_prompt(segments, question, true_time=true_time)
+            for name in ("input_ids", "position_ids", "tubelet_ids"):
+                assert np.array_equal(getattr(kept, name), getattr(alone, name))
+            assert kept.spans == alone.spans
+            assert kept.tubelets == alone.tubelets
+    assert any_model._prefixes
+
+
 def test_the_layout_check_refuses_a_processor_that_lays_out_otherwise(
     any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,55 @@ from vstream_ros.models.generation import run_generate
 from vstream_ros.models.kv_cache import GrowingLayer
 
 _ZERO_WIDTH_SPACE = "\u200b"
+PREFIXES = 4
+"""Prompts whose video part is kept: for memory, for what it will be after the next slide, and for parts of it."""
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """The part of a prompt up to its last video token: arrays as in ``Prompt``, and how text goes on behind it."""
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    tubelet_ids: np.ndarray
+    spans: tuple[tuple[int, int], ...]
+    closing: str
+    """What the processor puts between the last video token and the template's own text."""
+    next_position: np.ndarray
+    """(4, 1): of the first token behind."""
+
+    @classmethod
+    def of(cls, prompt: Prompt, closing: str) -> _Prefix | None:
+        """``prompt``'s; None where its text does not count on by one, so that nothing can be foretold."""
+        end = prompt.prefix_length
+        behind = prompt.position_ids[:, end:]
+        if not np.array_equal(behind, behind[:, :1] + np.arange(behind.shape[1])):
+            return None
+        return cls(
+            prompt.input_ids[:end].copy(),
+            prompt.position_ids[:, :end].copy(),
+            prompt.tubelet_ids[:end].copy(),
+            prompt.spans,
+            closing,
+            behind[:, :1].copy(),
+        )
+
+    def ask(self, tubelets: tuple[Tubelet, ...], behind: Sequence[int]) -> Prompt:
+        """The prompt whose tokens after the video are ``behind``."""
+        count = len(behind)
+        return Prompt(
+            np.concatenate([self.input_ids, np.asarray(behind, dtype=np.int64)]),
+            np.concatenate([self.position_ids, self.next_position + np.arange(count)], axis=1),
+            np.concatenate([self.tubelet_ids, np.full(count, -1, dtype=np.int64)]),
+            tubelets,
+            self.spans,
+        )
+
+
+def _identity(segment: Segment) -> Hashable:
+    """All of a segment that its prompt depends on, besides the label, without its pixels."""
+    tubelets = tuple((t.id, t.time_ns, t.frames.shape) for t in segment.tubelets)
+    return segment.second_per_grid, segment.origin_ns, tubelets
 
 
 class QwenVideoModel(VideoModel):
@@ -59,6 +110,8 @@ class QwenVideoModel(VideoModel):
         # Text a user could write that the tokenizer would take for control tokens or visual placeholders.
         special = [str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
         self._control_tokens = re.compile("|".join(map(re.escape, special)))
+        self._prefixes: OrderedDict[Hashable, _Prefix] = OrderedDict()
+        """Of the prompts that were built last; the next question changes only what stands behind."""
         self._tokenize_piece = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
         self.new_cache()  # refuses layers that can't be cropped before anything is asked
         self._check_layout()
@@ -66,17 +119,30 @@ class QwenVideoModel(VideoModel):
     # -- prompt ------------------------------------------------------------------------------------------------------
 
     def build_prompt(self, segments: Sequence[Segment], question: str, *, true_time: bool) -> Prompt:
+        template = self.template_text(segments, question)
+        video_end = template.rindex(self._video_token) + len(self._video_token)
+        key = (true_time, template[:video_end], tuple(map(_identity, segments)))
+        tubelets = tuple(tubelet for segment in segments for tubelet in segment.tubelets)
+        prefix = self._prefixes.pop(key, None)
+        if prefix is not None:
+            self._prefixes[key] = prefix
+            return prefix.ask(tubelets, self._tokenize_piece(prefix.closing + template[video_end:]))
         grids = [self.grid(segment) for segment in segments]
-        text = self.expand_text(self.template_text(segments, question), segments, grids, true_time)
+        text = self.expand_text(template, segments, grids, true_time)
         input_ids, spans = self._tokenize(text, segments)
         positions = self._positions(input_ids, segments, grids)
-        tubelets = tuple(tubelet for segment in segments for tubelet in segment.tubelets)
         if true_time:
             self.apply_true_time(positions, segments, spans)
         tubelet_ids = np.full(input_ids.shape, -1, dtype=np.int64)
         for tubelet, (start, end) in zip(tubelets, spans, strict=True):
             tubelet_ids[start:end] = tubelet.id
-        return Prompt(input_ids, positions, tubelet_ids, tubelets, tuple(spans))
+        prompt = Prompt(input_ids, positions, tubelet_ids, tubelets, tuple(spans))
+        closing = text[text.rindex(self._video_token) + len(self._video_token) :].removesuffix(template[video_end:])
+        if (prefix := _Prefix.of(prompt, closing)) is not None:
+            self._prefixes[key] = prefix
+            while len(self._prefixes) > PREFIXES:
+                self._prefixes.popitem(last=False)
+        return prompt
 
     def grid(self, segment: Segment) -> tuple[int, int, int]:
         """(tubelets, patch rows, patch columns) of a segment."""
@@ -296,12 +362,14 @@ class QwenVideoModel(VideoModel):
             Segment(tubelets, 1.0, 0),
             Segment(tubelets[:2], 1.0, 0, label="b:"),
         ]
-        question = "what happened?"
-        prompt = self.build_prompt(segments, question, true_time=False)
-        native = self.native_inputs(segments, question, true_time=False)
-        rope, _ = self.model.model.get_rope_index(**{k: v.cpu() for k, v in native.items() if "pixel" not in k})
-        same_ids = np.array_equal(prompt.input_ids, native["input_ids"][0].cpu().numpy())
-        if not same_ids or not np.array_equal(prompt.position_ids[1:], rope[:, 0].numpy()):
+        # The second question's prompt is made of the first one's.
+        for question in ("what happened?", "and then, what?"):
+            prompt = self.build_prompt(segments, question, true_time=False)
+            native = self.native_inputs(segments, question, true_time=False)
+            rope, _ = self.model.model.get_rope_index(**{k: v.cpu() for k, v in native.items() if "pixel" not in k})
+            same_ids = np.array_equal(prompt.input_ids, native["input_ids"][0].cpu().numpy())
+            if same_ids and np.array_equal(prompt.position_ids[1:], rope[:, 0].numpy()):
+                continue
             import transformers
 
             raise ModelFailedError(
