@@ -229,9 +229,9 @@ def test_a_timeout_keeps_the_text_so_far(engine: DelayedBatchInferenceEngine) ->
     feed(engine, 4)
 
     def slow(text: str, tokens: int) -> None:
-        time.sleep(0.02)
+        time.sleep(1.1)  # longer than it has, so that the first token is the last one on any machine
 
-    pending = engine.submit(Question("talk", max_new_tokens=4000, timeout_s=0.5), on_text=slow)
+    pending = engine.submit(Question("talk", max_new_tokens=4000, timeout_s=1.0), on_text=slow)
     error = fails_with(pending.future, errors.QuestionTimeoutError)
     assert error.answer
     assert error.code == "TIMEOUT"
