@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from vstream_ros.images import SizeRule
 from vstream_ros.memory import resize_rgb
 from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.replay.frames import Frame, Source
@@ -36,7 +37,7 @@ class SceneFrame(Frame):
         self._time_s = time_s
         self.stamp_ns = self.receive_ns = round(time_s * NANOSECONDS)
 
-    def rgb(self, size: object = None) -> np.ndarray:
+    def rgb(self, size: SizeRule = None) -> np.ndarray:
         """The camera's image; ``size`` as in ``Frame``."""
         image = self._scene.frame(self._time_s, CAMERA)
         wanted = size(*CAMERA) if callable(size) else size
@@ -78,12 +79,9 @@ def record_scene(
             bags.append(bag)
             if bag.exists():  # a recording gets its name only when it is whole
                 continue
-            task = progress.add_task(f"drawing and recording {begin_s:g} to {end_s:g} s", total=None)
             source = SceneSource(scene, begin_s, end_s)
-            record(
-                source, bag, options,
-                on_progress=lambda read, total, task=task: progress.update(task, completed=read, total=total),  # type: ignore[misc]
-            )
+            task = progress.add_task(f"drawing and recording {begin_s:g} to {end_s:g} s", total=source.frame_count)
+            record(source, bag, options, on_progress=lambda *_, task=task: progress.advance(task))
     return bags
 
 

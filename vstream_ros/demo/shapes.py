@@ -26,12 +26,17 @@ SEED = 8_000_000_001
 DURATION_S = 180.0
 REPLAY_RATE = 9.0
 """Scene seconds per second: 36 images a second."""
+THUMBNAIL = (96, 128)
+LONGEST_CELL = 60
+"""Characters of an answer that has its place in the table."""
 QUESTIONS: dict[float, tuple[tuple[str, str], ...]] = {
     54.0: (
-        ("now", ""), ("colour", "triangle"), ("direction", "green triangle"), ("first", ""), ("before", "green triangle"),
+        ("now", ""), ("colour", "triangle"), ("direction", "green triangle"), ("first", ""),
+        ("before", "green triangle"), ("describe", ""),
     ),
     113.0: (
-        ("now", ""), ("count", ""), ("where", "green square"), ("direction", "yellow cross"), ("last", ""), ("total", ""),
+        ("now", ""), ("count", ""), ("where", "green square"), ("direction", "yellow cross"), ("last", ""),
+        ("total", ""),
     ),
     DURATION_S: (
         ("now", ""), ("where", "blue circle"), ("shape", "blue"), ("direction", "blue circle"), ("first", ""),
@@ -52,76 +57,91 @@ class Checked:
     """By the frames that the model was shown; None where they leave it open."""
     happened: str | None = None
     """By the event log; None where it has no answer."""
+    stamps_ns: tuple[int, ...] = ()
+    """Of the frames that the model was shown."""
 
 
 def show_shapes(
     workdir: Path, model: str, question: str | None, print_status: Callable[[Any, Console], None], out: Console
 ) -> list[Reply]:
-    """Record, replay, ask and print. Returns the replies, those of the end first. Raises ``VStreamError``."""
+    """Record, replay, ask and print. Returns the replies, those of the end first. Raises ``VStreamError``.
+
+    ``question``: one of the user's own, asked at the end. ``print_status`` takes the session's client.
+    """
     scene = Scene(SEED, DURATION_S)
-    out.print(f"A scene of coloured shapes, {DURATION_S:g} s, seed {SEED}; its camera is recorded into bags", highlight=False)
+    out.print(f"The camera sees {DURATION_S:g} s of coloured shapes (seed {SEED}); recorded once", highlight=False)
     bags = record_scene(scene, list(QUESTIONS), workdir, TOPIC, out, compressed=True)
     checked: list[Checked] = []
     with node_session(workdir, model, out, compressed=True, parameters={"local_files_only": True}) as session:
         for (at_s, questions), bag in zip(QUESTIONS.items(), bags, strict=True):
-            received, expected = session.play(bag, REPLAY_RATE, out)
-            if received != expected:
-                raise NotReadyError(
-                    f"the node received {received} of the {expected} frames of {bag}: the machine is too busy; run it again"
-                )
-            moment = "the end" if at_s == DURATION_S else "mid-replay"
-            out.print(
-                f"Replayed to {clock(at_s)}, all {expected} frames received; at {moment}, {len(questions)} questions",
-                highlight=False,
-            )
+            play_whole(session, bag, REPLAY_RATE, out)
+            out.print(f"Replayed to {clock(at_s)}, no frame lost; {len(questions)} questions", highlight=False)
             checked += [_ask(session, scene, at_s, *asked, out) for asked in questions]
         if question:
             checked.append(Checked(DURATION_S, session.ask(question, out)[0]))
-        held = _held(session, bags, out)
+        session.client.wait_for_fresh_status()
         print_status(session.client, out)
-    path = workdir / "memory.png"
-    draw_memory(path, scene, held)
-    out.print(answers_table(checked))
-    out.print(summary(checked), highlight=False)
-    out.print(f"What star and stream memory held at the end: {path}", highlight=False, soft_wrap=True)
-    return [c.reply for c in sorted(checked, key=lambda c: -c.at_s)]
+        assert session.client.cache is not None
+        star_frames = session.client.cache.cameras[0].star_frames
+    print_answers(checked, out)
+    seen = [row.stamps_ns for row in checked if row.at_s == DURATION_S and row.stamps_ns]
+    if seen:
+        path = workdir / "memory.png"
+        draw_memory(path, scene, _held(seen[0], star_frames, bags))
+        out.print(f"What star and stream memory held at the end: {path}", highlight=False, soft_wrap=True)
+    return [row.reply for row in sorted(checked, key=lambda row: -row.at_s)]
+
+
+def play_whole(session: Session, bag: Path, rate: float, out: Console) -> None:
+    """Replay a bag; raises ``NotReadyError`` where the node did not receive all of it."""
+    received, expected = session.play(bag, rate, out)
+    if received != expected:
+        raise NotReadyError(
+            f"the node received {received} of the {expected} frames of {bag}: the machine is too busy, run it again"
+        )
 
 
 def _ask(session: Session, scene: Scene, at_s: float, kind: str, subject: str, out: Console) -> Checked:
     reply, response = session.ask(PHRASINGS[kind][0].format(subject), out)
     if reply.error_code:
         return Checked(at_s, reply)
-    views = shown_views(scene, stamps_ns(response), response.metrics.tubelets)
-    return Checked(at_s, reply, supported(kind, subject, views), happened(kind, subject, scene, at_s))
+    stamps = tuple(stamps_ns(response))
+    views = shown_views(scene, stamps, response.metrics.tubelets)
+    return Checked(at_s, reply, supported(kind, subject, views), happened(kind, subject, scene, at_s), stamps)
 
 
-def _held(session: Session, bags: Sequence[Path], out: Console) -> list[Held]:
-    """The frames in memory with their pixels, read again from the bags; star stands before stream."""
-    _, response = session.ask("What is there now?", out)
-    session.client.wait_for_fresh_status()
-    assert session.client.cache is not None
-    star = session.client.cache.cameras[0].star_frames
-    wanted = stamps_ns(response)
+def _held(stamps: Sequence[int], star_frames: int, bags: Sequence[Path]) -> list[Held]:
+    """The frames of a clip with their pixels, read again from the bags; star stands before stream."""
     pixels = {}
     for bag in bags:
         with open_source(bag) as source:
-            pixels.update({f.stamp_ns: f.rgb((96, 128)) for f in source if f.stamp_ns in wanted})
-    return [Held(scene_time_s(stamp), pixels[stamp], k < star) for k, stamp in enumerate(wanted)]
+            pixels.update({frame.stamp_ns: frame.rgb(THUMBNAIL) for frame in source if frame.stamp_ns in stamps})
+    return [Held(scene_time_s(stamp), pixels[stamp], k < star_frames) for k, stamp in enumerate(stamps)]
 
 
-def answers_table(checked: Sequence[Checked]) -> Table:
-    """One row per answer; a truth is spelled out where the answer is another."""
+def print_answers(checked: Sequence[Checked], out: Console) -> None:
+    """Print every answer beside its truths: the short ones as a table, the long ones below it, and the count."""
     table = Table(title="The answers, beside the truth", title_justify="left")
     for title in ("at", "question", "answer", "shown frames say", "event log says"):
         table.add_column(title, overflow="fold", vertical="middle")
-    for k, row in enumerate(checked):
-        answer = row.reply.error_code or printable(row.reply.answer)
+    short = [row for row in checked if len(row.reply.answer) <= LONGEST_CELL]
+    for k, row in enumerate(short):
         table.add_row(
-            clock(row.at_s), escape(row.reply.question), escape(answer), _mark(row, row.supported),
-            _mark(row, row.happened), end_section=k + 1 < len(checked) and checked[k + 1].at_s != row.at_s,
+            clock(row.at_s), escape(row.reply.question), _answer(row), _mark(row, row.supported),
+            _mark(row, row.happened), end_section=k + 1 < len(short) and short[k + 1].at_s != row.at_s,
         )
-    table.caption = "– : more than one answer can be defended"
-    return table
+    out.print(table)
+    for row in checked:
+        if row not in short:
+            out.print(f"{clock(row.at_s)} [bold]{escape(row.reply.question)}[/bold]", highlight=False)
+            out.print(f"  answer: {_answer(row)}", highlight=False)
+            out.print(f"  shown frames say: {_mark(row, row.supported)}", highlight=False)
+            out.print(f"  event log says: {_mark(row, row.happened)}", highlight=False)
+    out.print(summary(checked), highlight=False)
+
+
+def _answer(row: Checked) -> str:
+    return escape(row.reply.error_code or printable(row.reply.answer))
 
 
 def _mark(row: Checked, truth: str | None) -> str:
@@ -138,8 +158,8 @@ def summary(checked: Sequence[Checked]) -> str:
         parts.append((sum(right(*pair) for pair in known), len(known)))
     (shown, of_shown), (log, of_log) = parts
     return (
-        f"✓ {shown} of {of_shown} answers are what the frames shown to the model support; "
-        f"{log} of {of_log} are what happened, forgotten frames included."
+        f"{shown} of {of_shown} answers are what the frames shown to the model support; {log} of {of_log} are what "
+        "happened, forgotten frames included (–: there is no single right answer)."
     )
 
 
