@@ -19,7 +19,7 @@ from vstream_ros.replay.ask import feed
 from vstream_ros.replay.sources import open_source
 
 OUT = Console(quiet=True)
-ONCE = ("now", "first", "last", "ever", "before", "total", "describe")
+ONCE = ("now", "direction", "first", "last", "ever", "before", "count", "total", "describe")
 WANTED = Counter({**dict.fromkeys(ONCE, 1), "colour": 2, "where": 2})
 
 
