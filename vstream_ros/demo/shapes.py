@@ -54,7 +54,7 @@ class Checked:
     at_s: float
     reply: Reply
     supported: str | None = None
-    """By the frames that the model was shown; None where they leave it open."""
+    """By the frames that the model was shown; None where that is open."""
     happened: str | None = None
     """By the event log; None where it has no answer."""
     stamps_ns: tuple[int, ...] = ()
@@ -106,8 +106,11 @@ def _ask(session: Session, scene: Scene, at_s: float, kind: str, subject: str, o
     if reply.error_code:
         return Checked(at_s, reply)
     stamps = tuple(stamps_ns(response))
-    views = shown_views(scene, stamps, response.metrics.tubelets)
-    return Checked(at_s, reply, supported(kind, subject, views), happened(kind, subject, scene, at_s), stamps)
+    try:
+        shown = supported(kind, subject, shown_views(scene, stamps, response.metrics.tubelets))
+    except ValueError:  # a change of light was taken for a cut
+        shown = None
+    return Checked(at_s, reply, shown, happened(kind, subject, scene, at_s), stamps)
 
 
 def _held(stamps: Sequence[int], star_frames: int, bags: Sequence[Path]) -> list[Held]:
@@ -159,7 +162,7 @@ def summary(checked: Sequence[Checked]) -> str:
     (shown, of_shown), (log, of_log) = parts
     return (
         f"{shown} of {of_shown} answers are what the frames shown to the model support; {log} of {of_log} are what "
-        "happened, forgotten frames included (–: there is no single right answer)."
+        "happened, forgotten frames included (–: no single right answer is known)."
     )
 
 
