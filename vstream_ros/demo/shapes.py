@@ -58,7 +58,7 @@ class Checked:
     happened: str | None = None
     """By the event log; None where it has no answer."""
     stamps_ns: tuple[int, ...] = ()
-    """Of the frames that the model was shown."""
+    """Of the frames that the model was shown, two a tubelet; empty where that is open."""
 
 
 def show_shapes(
@@ -108,8 +108,8 @@ def _ask(session: Session, scene: Scene, at_s: float, kind: str, subject: str, o
     stamps = tuple(stamps_ns(response))
     try:
         shown = supported(kind, subject, shown_views(scene, stamps, response.metrics.tubelets))
-    except ValueError:  # a change of light was taken for a cut
-        shown = None
+    except ValueError:  # a change of light was taken for a cut, which left tubelets of one frame
+        shown, stamps = None, ()
     return Checked(at_s, reply, shown, happened(kind, subject, scene, at_s), stamps)
 
 
