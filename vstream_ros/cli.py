@@ -120,9 +120,9 @@ def _add_record(parser: argparse.ArgumentParser) -> None:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--video", type=Path, help="(default: a street scene of 10 s is fetched)")
-    add("--model", help="hub id or checkpoint folder (default: random weights)")
-    add("--question", default="What is happening in this video?", help="the first of two")
+    add("--video", type=Path, help="(default: a recorded scene of coloured shapes; with --model, a street scene)")
+    add("--model", help="hub id or checkpoint folder (default: vstream-tiny; with --video, random weights)")
+    add("--question", help="the first of two about a video, an additional one about the shapes")
     add("--workdir", type=Path, default=Path("build/demo"), help="for bag, log and downloads (default build/demo)")
 
 

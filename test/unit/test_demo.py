@@ -1,7 +1,8 @@
-"""The demo's parts that need no ROS; the whole of it runs in the system tier."""
+"""The demo's parts that need no ROS; its way through the node is in the system tier."""
 
 from __future__ import annotations
 
+import io
 import signal
 import subprocess
 import sys
@@ -9,14 +10,22 @@ import time
 import zipfile
 from types import SimpleNamespace
 
+import cv2
+import numpy as np
 import pytest
 from rich.console import Console
 
-from vstream_ros.demo import processes
+from vstream_ros.demo import processes, shapes
 from vstream_ros.demo import run as demo
+from vstream_ros.demo.picture import STAR, STREAM, Held, draw_memory
+from vstream_ros.demo.scene import CAMERA, START_NS, happened, record_scene, shown_views, supported
 from vstream_ros.errors import InvalidRequestError, ModelFailedError, NotReadyError
+from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.replay.ask import Reply
 from vstream_ros.replay.report import LATENCIES
+from vstream_ros.replay.sources import open_source
+from vstream_ros.synthetic.questions import KINDS, answer, readings
+from vstream_ros.synthetic.shapes_world import Scene
 
 OUT = Console(quiet=True)
 
@@ -144,3 +153,97 @@ def test_a_dead_node_ends_every_wait(tmp_path):
 )
 def test_it_succeeds_only_with_two_answers_of_which_the_second_is_a_cache_hit(tmp_path, replies, code):
     assert demo.verdict(replies, tmp_path / "node.log", OUT) == code
+
+
+def test_a_scene_is_recorded_once_and_its_parts_join(tmp_path, monkeypatch):
+    scene = Scene(1, 4.0)
+    bags = record_scene(scene, [1.0, 2.0], tmp_path, "/camera", OUT, compressed=False)
+    frames = []
+    for bag in bags:
+        with open_source(bag) as source:
+            assert source.topics == ("/camera",)
+            frames += [(frame.stamp_ns, frame.rgb()) for frame in source]
+    assert [stamp - START_NS for stamp, _ in frames] == [k * NANOSECONDS // 4 for k in range(8)]
+    assert np.array_equal(frames[5][1], scene.frame(1.25, CAMERA))
+
+    drawn = []
+    monkeypatch.setattr(Scene, "frame", lambda *args, draw=Scene.frame: drawn.append(args[1]) or draw(*args))
+    assert record_scene(scene, [1.0, 2.0], tmp_path, "/camera", OUT, compressed=False) == bags
+    assert len(drawn) == 1  # the way of drawing is part of what the recording is known by
+    other = record_scene(Scene(2, 4.0), [0.5], tmp_path, "/camera", OUT, compressed=True)
+    assert other[0].parent != bags[0].parent
+
+
+def test_frames_that_show_everything_say_what_happened():
+    """Two ways to the truth, from the sightings in frames and from the scene's plan: they agree where both are sure."""
+    compared = set()
+    for seed in range(40):
+        scene = Scene(seed, 40.0)
+        until_s = 20.0
+        if any(until_s - 2.5 < v.start_s < until_s or -1.0 < v.end_s < 2.0 for v in scene.visits):
+            continue  # a corner of it may be all that was shown
+        views = shown_views(scene, [START_NS + k * NANOSECONDS // 2 for k in range(40)], 20)
+        for kind in ("first", "last", "total", "describe", "before", "after", "ever"):
+            subjects = [visit.name for visit in scene.visits] if kind in ("before", "after", "ever") else [""]
+            for subject in subjects:
+                shown, log = supported(kind, subject, views), happened(kind, subject, scene, until_s)
+                if shown is not None and log is not None:
+                    assert shown == log, (seed, kind, subject)
+                    compared.add((kind, shown))
+    assert len({kind for kind, _ in compared}) == 7
+    assert len(compared) > 50
+
+
+def test_a_tubelet_of_one_frame_is_not_guessed_at():
+    with pytest.raises(ValueError, match="not all pairs"):
+        shown_views(Scene(1, 10.0), [START_NS, START_NS + NANOSECONDS, START_NS + 2 * NANOSECONDS], 2)
+
+
+def test_every_question_of_the_demo_has_an_answer():
+    scene = Scene(shapes.SEED, shapes.DURATION_S)
+    for at_s, questions in shapes.QUESTIONS.items():
+        views = shown_views(scene, [START_NS + round(k * 0.5 * NANOSECONDS) for k in range(int(2 * at_s))], int(at_s))
+        for kind, subject in questions:
+            assert happened(kind, subject, scene, at_s) is not None
+            assert answer(kind, subject, readings(views)) is not None or kind == "describe"
+    assert {kind for questions in shapes.QUESTIONS.values() for kind, _ in questions} == set(KINDS)
+
+
+def test_answers_are_shown_beside_both_truths():
+    out = Console(file=io.StringIO(), width=120)
+    rows = [
+        shapes.Checked(54.0, Reply("Where?", "left."), "left", "left"),
+        shapes.Checked(113.0, Reply("How many?", "five"), "six", "seven"),
+        shapes.Checked(113.0, Reply("Tell me.", "a long story " * 9), None, "another [story]"),
+        shapes.Checked(180.0, Reply("My own?", "", error_code="TIMEOUT")),
+    ]
+    shapes.print_answers(rows, out)
+    text = out.file.getvalue()
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if "│" in line]
+    assert cells == [
+        ["0:54", "Where?", "left.", "✓", "✓"],
+        ["1:53", "How many?", "five", "✗ six", "✗ seven"],
+        ["3:00", "My own?", "TIMEOUT", "–", "–"],
+    ]
+    assert "event log says: ✗ another [story]" in text
+    assert "1 of 2 answers" in text
+    assert "1 of 3 are what happened" in " ".join(text.split())
+
+
+def test_a_lost_frame_ends_the_demo(tmp_path):
+    session = SimpleNamespace(play=lambda *_: (255, 256))
+    with pytest.raises(NotReadyError, match="255 of the 256"):
+        shapes.play_whole(session, tmp_path, 1.0, OUT)
+
+
+@pytest.mark.parametrize("star", [0, 6])
+def test_the_picture_tells_star_from_stream(tmp_path, star):
+    grey = np.full((96, 128, 3), 128, np.uint8)
+    held = [Held(0.5 * k, grey, k < star) for k in range(20)]
+    draw_memory(tmp_path / "memory.png", Scene(1, 12.0), held)
+    picture = cv2.cvtColor(cv2.imread(str(tmp_path / "memory.png")), cv2.COLOR_BGR2RGB)
+    assert picture.shape[1] == 1600
+    sheet = picture[: picture.shape[0] // 3]
+    area = {c: int((sheet == [int(c[k : k + 2], 16) for k in (1, 3, 5)]).all(-1).sum()) for c in (STAR, STREAM)}
+    assert (area[STAR] > 500) == (star > 0)
+    assert (area[STREAM] > 500) == (star < 20)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from benchmarks import eval as evaluation
-from vstream_ros.errors import InvalidRequestError, NoFramesError
+from vstream_ros.errors import InvalidRequestError, ModelFailedError, NoFramesError
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import GenerationOptions, Segment
 from vstream_ros.models.loader import EMBEDDED, load_model
@@ -66,6 +67,29 @@ def test_questions_that_can_not_be_answered_are_refused(tiny):
         engine.add_frame(Scene(1, 5.0).frame(1.0, (84, 112)), 0.0)
         with pytest.raises(InvalidRequestError, match="exceed"):
             engine.ask("What is there now? " * 1000)
+
+
+@pytest.mark.parametrize(
+    ("file", "keep"),
+    [
+        ("model.safetensors", None), ("model.safetensors", 0.5), ("tokenizer.json", None), ("tokenizer.json", 0.5),
+        ("config.json", None), ("config.json", 0.5), ("processor_config.json", None),
+    ],
+)
+def test_a_damaged_copy_is_refused_in_one_sentence(tmp_path, file, keep):
+    """``keep``: how much of the file is left; None: there is no such file."""
+    folder = tmp_path / "vstream_tiny"
+    shutil.copytree(EMBEDDED["vstream-tiny"], folder)
+    options = {"device": "cpu", "torch_dtype": "float32", "local_files_only": True, "min_pixels": 1, "max_pixels": 9408}
+    load_model(str(folder), **options)
+    data = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if keep is not None:
+        (folder / file).write_bytes(data[: int(keep * len(data))])
+    with pytest.raises(ModelFailedError) as caught:
+        load_model(str(folder), **options)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_evaluation_counts_every_kind(tiny, monkeypatch):

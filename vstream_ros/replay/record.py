@@ -84,14 +84,14 @@ class RecordSummary:
 
 
 def record(
-    video: Path,
+    video: Path | Source,
     bag: Path,
     options: RecordOptions | None = None,
     *,
     force: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RecordSummary:
-    """Write the frames of ``video`` into the new rosbag2 folder ``bag``.
+    """Write the frames of ``video``, a file or any other source, into the new rosbag2 folder ``bag``.
 
     Header stamps are ``start_ns`` + the frame's time in the video, backward steps included; the bag's own times never
     go back, so that the order is kept. ``force`` replaces a bag that stands there (but never a folder that is not a
@@ -99,11 +99,9 @@ def record(
     The bag appears under its name only when it is complete. Raises ``InvalidRequestError``.
     """
     options = options or RecordOptions()
-    video, bag = Path(video), Path(bag)
+    bag = Path(bag)
     _check_target(bag, force)
-    if video.exists() and is_bag(video):
-        raise InvalidRequestError(f"{video} is a bag already; pass a video file")
-    source = open_source(video)
+    source = video if isinstance(video, Source) else _open_video(Path(video))
     try:
         bag.absolute().parent.mkdir(parents=True, exist_ok=True)
         # Beside the target, so that the last step is a rename. The draft has the target's name: its files are named so.
@@ -122,6 +120,12 @@ def record(
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     return summary
+
+
+def _open_video(video: Path) -> Source:
+    if video.exists() and is_bag(video):
+        raise InvalidRequestError(f"{video} is a bag already; pass a video file")
+    return open_source(video)
 
 
 def _check_target(bag: Path, force: bool) -> None:

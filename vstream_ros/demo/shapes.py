@@ -1,0 +1,171 @@
+"""The demo on the shapes world: a scene of three minutes whose story is known, so that every answer can be checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vstream_ros.demo.picture import Held, draw_memory
+from vstream_ros.demo.scene import happened, record_scene, scene_time_s, shown_views, supported
+from vstream_ros.demo.session import TOPIC, Session, node_session, stamps_ns
+from vstream_ros.errors import NotReadyError
+from vstream_ros.replay.ask import Reply
+from vstream_ros.replay.report import printable
+from vstream_ros.replay.sources import open_source
+from vstream_ros.synthetic.questions import PHRASINGS, right
+from vstream_ros.synthetic.shapes_world import Scene
+
+SEED = 8_000_000_001
+"""Far from every seed of the training."""
+DURATION_S = 180.0
+REPLAY_RATE = 9.0
+"""Scene seconds per second: 36 images a second."""
+THUMBNAIL = (96, 128)
+LONGEST_CELL = 60
+"""Characters of an answer that has its place in the table."""
+QUESTIONS: dict[float, tuple[tuple[str, str], ...]] = {
+    54.0: (
+        ("now", ""), ("colour", "triangle"), ("direction", "green triangle"), ("first", ""),
+        ("before", "green triangle"), ("describe", ""),
+    ),
+    113.0: (
+        ("now", ""), ("count", ""), ("where", "green square"), ("direction", "yellow cross"), ("last", ""),
+        ("total", ""),
+    ),
+    DURATION_S: (
+        ("now", ""), ("where", "blue circle"), ("shape", "blue"), ("direction", "blue circle"), ("first", ""),
+        ("last", ""), ("ever", "cyan triangle"), ("ever", "purple cross"), ("before", "blue circle"),
+        ("after", "green triangle"), ("count", ""), ("total", ""), ("describe", ""),
+    ),
+}
+"""When the replay stops for questions, in seconds of the scene: what kind, about what."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One answer beside what it should be."""
+
+    at_s: float
+    reply: Reply
+    supported: str | None = None
+    """By the frames that the model was shown; None where that is open."""
+    happened: str | None = None
+    """By the event log; None where it has no answer."""
+    stamps_ns: tuple[int, ...] = ()
+    """Of the frames that the model was shown, two a tubelet; empty where that is open."""
+
+
+def show_shapes(
+    workdir: Path, model: str, question: str | None, print_status: Callable[[Any, Console], None], out: Console
+) -> list[Reply]:
+    """Record, replay, ask and print. Returns the replies, those of the end first. Raises ``VStreamError``.
+
+    ``question``: one of the user's own, asked at the end. ``print_status`` takes the session's client.
+    """
+    scene = Scene(SEED, DURATION_S)
+    out.print(f"The camera sees {DURATION_S:g} s of coloured shapes (seed {SEED}); recorded once", highlight=False)
+    bags = record_scene(scene, list(QUESTIONS), workdir, TOPIC, out, compressed=True)
+    checked: list[Checked] = []
+    with node_session(workdir, model, out, compressed=True, parameters={"local_files_only": True}) as session:
+        for (at_s, questions), bag in zip(QUESTIONS.items(), bags, strict=True):
+            play_whole(session, bag, REPLAY_RATE, out)
+            out.print(f"Replayed to {clock(at_s)}, no frame lost; {len(questions)} questions", highlight=False)
+            checked += [_ask(session, scene, at_s, *asked, out) for asked in questions]
+        if question:
+            checked.append(Checked(DURATION_S, session.ask(question, out)[0]))
+        session.client.wait_for_fresh_status()
+        print_status(session.client, out)
+        assert session.client.cache is not None
+        star_frames = session.client.cache.cameras[0].star_frames
+    print_answers(checked, out)
+    seen = [row.stamps_ns for row in checked if row.at_s == DURATION_S and row.stamps_ns]
+    if seen:
+        path = workdir / "memory.png"
+        draw_memory(path, scene, _held(seen[0], star_frames, bags))
+        out.print(f"What star and stream memory held at the end: {path}", highlight=False, soft_wrap=True)
+    return [row.reply for row in sorted(checked, key=lambda row: -row.at_s)]
+
+
+def play_whole(session: Session, bag: Path, rate: float, out: Console) -> None:
+    """Replay a bag; raises ``NotReadyError`` where the node did not receive all of it."""
+    received, expected = session.play(bag, rate, out)
+    if received != expected:
+        raise NotReadyError(
+            f"the node received {received} of the {expected} frames of {bag}: the machine is too busy, run it again"
+        )
+
+
+def _ask(session: Session, scene: Scene, at_s: float, kind: str, subject: str, out: Console) -> Checked:
+    reply, response = session.ask(PHRASINGS[kind][0].format(subject), out)
+    if reply.error_code:
+        return Checked(at_s, reply)
+    stamps = tuple(stamps_ns(response))
+    try:
+        shown = supported(kind, subject, shown_views(scene, stamps, response.metrics.tubelets))
+    except ValueError:  # a change of light was taken for a cut, which left tubelets of one frame
+        shown, stamps = None, ()
+    return Checked(at_s, reply, shown, happened(kind, subject, scene, at_s), stamps)
+
+
+def _held(stamps: Sequence[int], star_frames: int, bags: Sequence[Path]) -> list[Held]:
+    """The frames of a clip with their pixels, read again from the bags; star stands before stream."""
+    pixels = {}
+    for bag in bags:
+        with open_source(bag) as source:
+            pixels.update({frame.stamp_ns: frame.rgb(THUMBNAIL) for frame in source if frame.stamp_ns in stamps})
+    return [Held(scene_time_s(stamp), pixels[stamp], k < star_frames) for k, stamp in enumerate(stamps)]
+
+
+def print_answers(checked: Sequence[Checked], out: Console) -> None:
+    """Print every answer beside its truths: the short ones as a table, the long ones below it, and the count."""
+    table = Table(title="The answers, beside the truth", title_justify="left")
+    for title in ("at", "question", "answer", "shown frames say", "event log says"):
+        table.add_column(title, overflow="fold", vertical="middle")
+    short = [row for row in checked if len(row.reply.answer) <= LONGEST_CELL]
+    for k, row in enumerate(short):
+        table.add_row(
+            clock(row.at_s), escape(row.reply.question), _answer(row), _mark(row, row.supported),
+            _mark(row, row.happened), end_section=k + 1 < len(short) and short[k + 1].at_s != row.at_s,
+        )
+    out.print(table)
+    for row in checked:
+        if row not in short:
+            out.print(f"{clock(row.at_s)} [bold]{escape(row.reply.question)}[/bold]", highlight=False)
+            out.print(f"  answer: {_answer(row)}", highlight=False)
+            out.print(f"  shown frames say: {_mark(row, row.supported)}", highlight=False)
+            out.print(f"  event log says: {_mark(row, row.happened)}", highlight=False)
+    out.print(summary(checked), highlight=False)
+
+
+def _answer(row: Checked) -> str:
+    return escape(row.reply.error_code or printable(row.reply.answer))
+
+
+def _mark(row: Checked, truth: str | None) -> str:
+    if truth is None:
+        return "–"
+    return "[green]✓[/green]" if right(row.reply.answer, truth) else f"[red]✗[/red] {escape(truth)}"
+
+
+def summary(checked: Sequence[Checked]) -> str:
+    """How many answers are right by either truth."""
+    parts = []
+    for name in ("supported", "happened"):
+        known = [(row.reply.answer, truth) for row in checked if (truth := getattr(row, name)) is not None]
+        parts.append((sum(right(*pair) for pair in known), len(known)))
+    (shown, of_shown), (log, of_log) = parts
+    return (
+        f"{shown} of {of_shown} answers are what the frames shown to the model support; {log} of {of_log} are what "
+        "happened, forgotten frames included (–: no single right answer is known)."
+    )
+
+
+def clock(time_s: float) -> str:
+    """``1:52``"""
+    return f"{int(time_s) // 60}:{int(time_s) % 60:02d}"
