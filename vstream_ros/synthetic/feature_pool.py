@@ -11,6 +11,7 @@ import torch
 
 from vstream_ros.memory.store import StarStream
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.synthetic.parallel import in_processes
 from vstream_ros.synthetic.questions import View
 from vstream_ros.synthetic.shapes_world import Scene
 from vstream_ros.synthetic.tiny_config import FRAME_SIZE
@@ -66,6 +67,24 @@ def remembered(scene: Scene, end_s: int, rng: np.random.Generator) -> list[int]:
     return [tubelet.time_ns // NANOSECONDS for tubelet in store.star + store.stream]
 
 
+def draw_scene(seed: int, long: bool) -> tuple[np.ndarray, tuple[View, ...], tuple[int, ...]]:
+    """30 tubelets of a dense scene, or what memory holds of a long one.
+
+    Returns (tubelets, 2, height, width, 3) uint8 frames, what each tubelet shows, and the second it begins at.
+    """
+    rng = np.random.default_rng([seed, 200])
+    if long:
+        scene = Scene(seed, float(np.exp(rng.uniform(np.log(40.0), np.log(600.0)))))
+        seconds = remembered(scene, int(rng.integers(20, int(scene.duration_s) + 1)), rng)
+    else:
+        scene = Scene(seed, 30.0, gap_s=float(rng.uniform(1.5, 7.0)))
+        seconds = list(range(30))
+    camera = CAMERAS[int(rng.integers(3))] if rng.random() < 0.1 else None
+    times = [(float(second), second + FRAME_GAP_S) for second in seconds]
+    frames = np.stack([[camera_frame(scene, t, FRAME_SIZE, camera) for t in pair] for pair in times])
+    return frames, tuple(sightings(scene, *pair) for pair in times), tuple(seconds)
+
+
 class FeaturePool:
     """Encoded scenes to make clips of: short dense ones, and what memory holds of long ones."""
 
@@ -73,21 +92,18 @@ class FeaturePool:
         """``tower``: trained; it is only read."""
         self._tower = tower
         self._seed = seed * 1_000_003 + 500_000_000
-        self._rng = np.random.default_rng([seed, 200])
         self.dense: list[Clip] = []
         self.long: list[Clip] = []
 
+    @torch.no_grad()
     def grow(self, dense: int, long: int, report: Callable[[], None]) -> None:
-        """Render and encode that many more scenes; ``report`` is called after each."""
-        for k in range(dense + long):
-            self._seed += 1
-            if k < dense:
-                scene = Scene(self._seed, 30.0, gap_s=float(self._rng.uniform(1.5, 7.0)))
-                self.dense.append(self._encode(scene, list(range(30))))
-            else:
-                scene = Scene(self._seed, float(np.exp(self._rng.uniform(np.log(40.0), np.log(600.0)))))
-                end_s = int(self._rng.integers(20, int(scene.duration_s) + 1))
-                self.long.append(self._encode(scene, remembered(scene, end_s, self._rng)))
+        """Render and encode that many scenes; ``report`` is called after each."""
+        calls = [(self._seed + k, k >= dense) for k in range(dense + long)]
+        for (_, is_long), (frames, views, seconds) in zip(
+            calls, in_processes(draw_scene, calls, processes=2), strict=True
+        ):
+            clip = Clip(encode_tubelets(self._tower, frames), views, seconds)
+            (self.long if is_long else self.dense).append(clip)
             report()
 
     def load_or_grow(self, path: Path, dense: int, long: int, report: Callable[[], None]) -> None:
@@ -100,14 +116,6 @@ class FeaturePool:
                 return
         self.grow(dense, long, report)
         save_atomically({"dense": self.dense, "long": self.long}, path)
-
-    @torch.no_grad()
-    def _encode(self, scene: Scene, seconds: list[int]) -> Clip:
-        camera = CAMERAS[int(self._rng.integers(3))] if self._rng.random() < 0.1 else None
-        times = [(float(second), second + FRAME_GAP_S) for second in seconds]
-        frames = np.stack([[camera_frame(scene, t, FRAME_SIZE, camera) for t in pair] for pair in times])
-        views = tuple(sightings(scene, *pair) for pair in times)
-        return Clip(encode_tubelets(self._tower, frames), views, tuple(seconds))
 
     def clip(self, tubelets: int, rng: np.random.Generator, long_share: float) -> Clip:
         """A random clip of exactly ``tubelets`` tubelets.

@@ -7,20 +7,17 @@ shapes and directions never.
 
 from __future__ import annotations
 
-import collections
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
 
+from vstream_ros.synthetic.parallel import in_processes
 from vstream_ros.synthetic.shapes_world import COLOURS, OPPOSITE, PLACES, SHAPES, Scene
 from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN
 from vstream_ros.synthetic.tower import encode_tubelets
@@ -144,7 +141,9 @@ def train_vision(
     rng = np.random.default_rng([plan.seed, start])
     frames: list[np.ndarray] = []
     labels: list[np.ndarray] = []
-    for step, (new_frames, new_labels) in zip(range(start, plan.steps), _drawn(plan, start), strict=False):
+    steps = range(start, plan.steps)
+    drawn = in_processes(_draw, ((plan.seed * 100_000 + step, plan.fresh) for step in steps), processes=1)
+    for step, (new_frames, new_labels) in zip(steps, drawn, strict=True):
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * schedule(step, plan.steps)
         frames = (frames + list(new_frames))[-plan.buffer :]
@@ -164,16 +163,6 @@ def train_vision(
             state = {"step": step + 1, "tower": tower.state_dict(), "heads": heads.state_dict()}
             save_atomically({**state, "optimizer": optimizer.state_dict()}, folder / "vision.pt")
     return measure(tower, heads)
-
-
-def _drawn(plan: VisionPlan, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """New tubelets for each step from ``start`` on, drawn some steps ahead by a process of their own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)) as process:
-        ahead: collections.deque[Future[tuple[np.ndarray, np.ndarray]]] = collections.deque()
-        for step in range(start, plan.steps):
-            while len(ahead) < min(4, plan.steps - step):
-                ahead.append(process.submit(_draw, plan.seed * 100_000 + step + len(ahead), plan.fresh))
-            yield ahead.popleft().result()
 
 
 def _draw(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
