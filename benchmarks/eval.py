@@ -9,6 +9,8 @@ support; recall counts what it should have been by everything that was ever show
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from rich.console import Console
@@ -31,6 +32,7 @@ from vstream_ros.memory import NANOSECONDS, Clip, MemoryConfig, SmartFrameManage
 from vstream_ros.models.base import GenerationOptions
 from vstream_ros.models.loader import load_model
 from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.synthetic.parallel import in_processes
 from vstream_ros.synthetic.questions import KINDS, ONE_WORD, QA, View, ask, right
 from vstream_ros.synthetic.shapes_world import Scene
 from vstream_ros.synthetic.tubelets import camera_frame, sightings
@@ -128,30 +130,75 @@ def answer_both(moment: Moment, question: str) -> tuple[str, bool]:
     return model.decode_text(tokens), list(engine.token_ids) == tokens
 
 
-def evaluate(model: QwenVideoModel, per_kind: int, seed: int, console: Console) -> dict[str, Any]:
-    """Ask until every kind has ``per_kind`` answers."""
-    tallies = {kind: Tally(kind) for kind in KINDS}
-    recalls = {kind: Tally(kind) for kind in RECALL_KINDS}
-    with Progress(console=console) as progress:
-        task = progress.add_task("asking", total=per_kind * (len(tallies) + len(recalls)))
-        scene = 0
-        while any(tally.n < per_kind for tally in (*tallies.values(), *recalls.values())):
-            rng = np.random.default_rng([seed, scene])
-            for moment in moments(seed + scene, model):
-                for table, views in ((tallies, moment.views), (recalls, moment.shown)):
-                    for kind, tally in table.items():
-                        qa = ask(kind, views, rng) if tally.n < per_kind else None
-                        if qa is not None:
-                            tally.add(qa, *answer_both(moment, qa.question))
-                            progress.advance(task)
-            scene += 1
-    return {
-        "model": model.name,
-        "seed": seed,
-        "scenes": scene,
-        "kinds": [tally.summary() for tally in tallies.values()],
-        "recall": [tally.summary() for tally in recalls.values()],
+@dataclass(frozen=True)
+class Asked:
+    """One question that was asked, and what came of it."""
+
+    table: str
+    """``kinds`` or ``recall``"""
+    qa: QA
+    text: str
+    engine_equals_native: bool
+
+
+@functools.cache
+def load(name: str) -> QwenVideoModel:
+    """The model under test, once in each process, on one thread."""
+    torch.set_num_threads(1)
+    config = EngineConfig()
+    return load_model(
+        name, device="cpu", torch_dtype="float32", local_files_only=True,
+        min_pixels=config.min_pixels, max_pixels=config.max_pixels,
+    )
+
+
+def ask_about(model: str, seed: int, wanted: dict[str, list[str]]) -> list[Asked]:
+    """Play one scene and ask one question of each wanted kind at each of its moments.
+
+    ``wanted``: kinds by table. What is asked of a kind does not depend on the other kinds.
+    """
+    asked = []
+    for number, moment in enumerate(moments(seed, load(model))):
+        for table, views in (("kinds", moment.views), ("recall", moment.shown)):
+            for kind in wanted[table]:
+                rng = np.random.default_rng([seed, number, KINDS.index(kind), table == "recall"])
+                qa = ask(kind, views, rng)
+                if qa is not None:
+                    asked.append(Asked(table, qa, *answer_both(moment, qa.question)))
+    return asked
+
+
+def evaluate(
+    model: str, per_kind: int, seed: int, console: Console, *, recall_per_kind: int | None = None, processes: int = 2
+) -> dict[str, Any]:
+    """Ask until every kind has ``per_kind`` answers, of recall ``recall_per_kind`` (default: as many)."""
+    tables = {
+        "kinds": {kind: Tally(kind) for kind in KINDS},
+        "recall": {kind: Tally(kind) for kind in RECALL_KINDS},
     }
+    goals = {"kinds": per_kind, "recall": per_kind if recall_per_kind is None else recall_per_kind}
+
+    def wanted() -> dict[str, list[str]]:
+        return {t: [k for k, tally in tallies.items() if tally.n < goals[t]] for t, tallies in tables.items()}
+
+    def scenes() -> Iterator[tuple[str, int, dict[str, list[str]]]]:
+        for scene in itertools.count(seed):
+            if not any((missing := wanted()).values()):
+                return
+            yield model, scene, missing
+
+    with Progress(console=console) as progress:
+        task = progress.add_task("asking", total=sum(goals[t] * len(tallies) for t, tallies in tables.items()))
+        played = 0
+        for asked in in_processes(ask_about, scenes(), processes):
+            played += 1
+            for one in asked:
+                tally = tables[one.table][one.qa.kind]
+                if tally.n < goals[one.table]:
+                    tally.add(one.qa, one.text, one.engine_equals_native)
+                    progress.advance(task)
+    report: dict[str, Any] = {"model": model, "seed": seed, "scenes": played}
+    return report | {t: [tally.summary() for tally in tallies.values()] for t, tallies in tables.items()}
 
 
 def show(report: dict[str, Any], console: Console) -> None:
@@ -176,18 +223,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--n", type=int, default=500, metavar="N", help="questions of each kind (default %(default)s)")
     add("--model", default="vstream-tiny", help="or a checkpoint folder (default %(default)s)")
     add("--seed", type=int, default=HELD_OUT_SEED, metavar="N", help="of the first scene (default %(default)s)")
-    add("--threads", type=int, default=2, metavar="N", help="CPU threads (default %(default)s)")
+    add("--recall-n", type=int, default=200, metavar="N", help="of memory recall (default %(default)s)")
+    add("--processes", type=int, default=2, metavar="N", help="of one thread each; 0: this one (default %(default)s)")
     add("--out", type=Path, default=Path("build/eval.json"), metavar="FILE", help="(default %(default)s)")
     args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    cv2.setNumThreads(1)
     console = Console()
-    config = EngineConfig()
-    model = load_model(
-        args.model, device="cpu", torch_dtype="float32", local_files_only=True,
-        min_pixels=config.min_pixels, max_pixels=config.max_pixels,
+    report = evaluate(
+        args.model, args.n, args.seed, console, recall_per_kind=args.recall_n, processes=args.processes
     )
-    report = evaluate(model, args.n, args.seed, console)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     show(report, console)

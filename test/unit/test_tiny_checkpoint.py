@@ -92,16 +92,17 @@ def test_a_damaged_copy_is_refused_in_one_sentence(tmp_path, file, keep):
     assert "\n" not in str(caught.value)
 
 
-def test_evaluation_counts_every_kind(tiny, monkeypatch):
+def test_evaluation_counts_every_kind(monkeypatch):
     monkeypatch.setattr(evaluation, "MAX_NEW_TOKENS", 12)
     monkeypatch.setattr(evaluation, "CAMERA_SHARE", 0.0)
-    report = evaluation.evaluate(tiny, 1, evaluation.HELD_OUT_SEED, Console(file=io.StringIO()))
+    seed, silent = evaluation.HELD_OUT_SEED, Console(file=io.StringIO())
+    report = evaluation.evaluate("vstream-tiny", 1, seed, silent, processes=0)
     assert [row["kind"] for row in report["kinds"]] == list(KINDS)
     for row in report["kinds"] + report["recall"]:
         assert row["n"] == row["engine_equals_native"] == 1
         assert row["right"] in (0, 1)
         assert 0.0 <= row["ci95"][0] <= row["accuracy"] <= row["ci95"][1] <= 1.0
-    evaluation.show(report, Console(file=io.StringIO()))
+    evaluation.show(report, silent)
 
 
 def test_wilson():

@@ -14,7 +14,13 @@ Result = TypeVar("Result")
 
 
 def in_processes(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], processes: int) -> Iterator[Result]:
-    """``function(*call)`` for each call, in order, computed at most a few calls ahead of the consumer."""
+    """``function(*call)`` for each call, in order, computed at most a few calls ahead of the consumer.
+
+    With 0 ``processes`` in this one, when the consumer asks for it.
+    """
+    if not processes:
+        yield from (function(*call) for call in calls)
+        return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
         ahead: collections.deque[Future[Result]] = collections.deque()
         for call in calls:
