@@ -43,7 +43,7 @@ class LanguagePlan:
         (0.0, 4, 0.0), (0.1, 8, 0.1), (0.25, 16, 0.3), (0.45, 28, 0.5), (0.8, 40, 0.5),
     )
     """(from this part of the steps on, tubelets at most, share of long memories)."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.2e-3
     aux_weight: float = 1.0
     seed: int = 12
 
@@ -297,13 +297,14 @@ def train_language(
     torch.manual_seed(plan.seed)
     heads = AuxHeads()
     optimizers = make_optimizers(model.model.language_model, heads, plan)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     start = _resume(folder, model, heads, optimizers)
     maker = BatchMaker(processor, model.config.video_token_id)
     rng = np.random.default_rng([plan.seed, start])
     for step in range(start, plan.steps):
-        for optimizer in optimizers:
+        for optimizer, rate in zip(optimizers, rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(step, plan.steps)
+                group["lr"] = rate * schedule(step, plan.steps)
         _, most, long_share = [stage for stage in plan.stages if step >= stage[0] * plan.steps][-1]
         figures = _step(model, heads, optimizers, draw_batch(maker, pool, plan, most, long_share, rng), plan)
         report(step, figures)
@@ -351,9 +352,6 @@ def make_optimizers(text: nn.Module, heads: AuxHeads, plan: LanguagePlan) -> lis
         ),
         torch.optim.AdamW(rest, lr=plan.learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
     return optimizers
 
 
