@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -199,6 +199,35 @@ class DelayedBatchInferenceEngine:
         if status.kept and self.config.background_encoding != "off":
             self._thread.poke()
         return status
+
+    def update_star_memory(
+        self, frames: Iterable[tuple[np.ndarray, float]], *, camera: str | None = None, nanoseconds: bool = False
+    ) -> list[FrameStatus]:
+        """Remember frames that a planner or a detector found important, whatever their age and the sampling grid.
+
+        They become key tubelets at once: newer ones at the end of the window, older ones at their place in time, in
+        the window or in star. A frame that memory holds already (by its stamp) makes its tubelet a key tubelet. The
+        next question encodes the new tubelets only, and prefills from the first of them on. Never waits for the model.
+
+        Args:
+            frames: pairs of an image as ``add_frame`` takes it and its timestamp, in time order.
+            camera: default: the only camera.
+            nanoseconds: the timestamps are whole nanoseconds, as header stamps are, instead of seconds.
+
+        Returns:
+            what became of each frame.
+
+        Raises:
+            FrameError: an image is none or of another resolution than memory's, or the timestamps do not rise; it is
+                counted and nothing else changes.
+            InvalidRequestError: an unknown camera, or none named where there are several.
+        """
+        scale = 1 if nanoseconds else NANOSECONDS
+        stamped = ((frame, round(timestamp * scale)) for frame, timestamp in frames)
+        statuses = self._cameras.update_star_memory(stamped, camera)
+        if statuses and self.config.background_encoding != "off":
+            self._thread.poke()
+        return statuses
 
     def reject(self, camera: str, reason: str) -> None:
         """Count an image that could not be used."""
