@@ -477,17 +477,21 @@ class DelayedBatchInferenceEngine:
     def device_memory(self) -> list[DeviceMemory]:
         """Bytes per device, and how they are shared between weights, frames, features and KV cache."""
         answerer, timeline = self._host.answerer, self._timeline_state
-        device = torch.device("cpu") if answerer is None else answerer.model.device
-        compute = dataclasses.replace(
-            read_device_memory(device),
-            model=answerer.model.weight_bytes if answerer is not None else 0,
-            features=timeline.features,
-            kv_cache=timeline.nbytes,
-        )
+        host = torch.device("cpu")
+        weights = {} if answerer is None else answerer.model.weight_bytes_by_device
+        compute = host if answerer is None else answerer.model.device
+        features = host if answerer is None else answerer.vision.device
         frames = sum(camera.nbytes for camera in self._cameras.status())
-        if device.type == "cpu":
-            return [dataclasses.replace(compute, frames=frames)]
-        return [compute, dataclasses.replace(read_device_memory(torch.device("cpu")), frames=frames)]
+        return [
+            dataclasses.replace(
+                read_device_memory(device),
+                model=weights.get(device, 0),
+                frames=frames if device == host else 0,
+                features=timeline.features if device == features else 0,
+                kv_cache=timeline.nbytes if device == compute else 0,
+            )
+            for device in dict.fromkeys([compute, *weights, features, host])
+        ]
 
     def close(self) -> None:
         """Cancel the questions and end the model's thread."""
