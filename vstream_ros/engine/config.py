@@ -35,9 +35,9 @@ class EngineConfig:
     attn_implementation: str = "sdpa"
     """"sdpa", "eager" or "flash_attention_2" (CUDA, bfloat16 or float16, and the package flash-attn)."""
     quantization: str = "none"
-    """Weights in 8 or 4 bits, by transformers' own integration: "bitsandbytes-8bit" or "bitsandbytes-4bit" (NF4). Needs
-    the packages bitsandbytes and accelerate, which are not installed with this one. Less memory, another model:
-    answers are not those of the full weights."""
+    """Weights of the language model's layers in 8 or 4 bits, by transformers' own integration: "bitsandbytes-8bit" or
+    "bitsandbytes-4bit" (NF4). Needs the packages bitsandbytes and accelerate, which are not installed with this one.
+    Less memory, another model: answers are not those of the full weights, nor is equality promised."""
     kv_cache: str = "full"
     """"full", or one of transformers' quantized caches: "fp8", "quanto" (4 bits; needs optimum-quanto) or "hqq" (4
     bits; needs hqq). Those can't be rolled back: every question prefills the whole clip again (vision features are

@@ -105,9 +105,13 @@ def quantization_config(name: str, dtype: torch.dtype) -> Any:
 
     # It would say in every layer of every forward pass that activations are cast to float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # The vision encoder stays whole: it is small, sees every pixel, and has widths that 4-bit blocks don't divide.
+    whole = ["model.visual", "lm_head"]
     if name == "bitsandbytes-8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=whole
+    )
 
 
 def wrap_model(
