@@ -56,6 +56,7 @@ bench:
 	@$(IN) python -m benchmarks.slides
 	@$(IN) python -m benchmarks.camera
 	@$(IN) python -m benchmarks.latency
+	@$(IN) python -m benchmarks.endurance
 	@$(IN) python -m benchmarks.equality
 
 eval:

@@ -224,6 +224,7 @@ class RandomStream:
 
     def __init__(self, model: QwenVideoModel, rng: np.random.Generator, cameras: int) -> None:
         self._rng = rng
+        self._update_rng = np.random.default_rng(rng.bit_generator.seed_seq.spawn(1)[0])  # type: ignore[attr-defined]
         self.names = [f"camera{k}" for k in range(cameras)]
         memory = MemoryConfig(
             star_memory_size=int(rng.choice([2, 4, 6])),
@@ -271,6 +272,23 @@ class RandomStream:
         self._memories[name].add_frame(random_frame(rng, *self._sizes[name]), self._times[name])
         self._memories[name].check_integrity()
 
+    def update_star_memory(self) -> None:
+        """Now and then a few important frames: newer than memory, older, between frames, or held already."""
+        rng = self._update_rng
+        for name in self.names:
+            memory = self._memories[name]
+            if rng.random() >= 0.4 or not memory.clip().tubelets:
+                continue
+            held = [stamp for tubelet in memory.clip().tubelets for stamp in tubelet.stamps_ns]
+            span_ns = held[-1] - held[0] + 2 * NANOSECONDS
+            start_ns = int(rng.choice([held[0] - NANOSECONDS // 3, rng.integers(held[0], held[0] + span_ns)]))
+            stamps = start_ns + np.cumsum(rng.integers(1, NANOSECONDS, int(rng.integers(1, 5))))
+            if rng.random() < 0.3:
+                stamps = np.union1d(stamps, rng.choice(held))
+            memory.update_star_memory((random_frame(rng, *self._sizes[name]), int(stamp)) for stamp in stamps)
+            memory.check_integrity()
+            self._times[name] = max(self._times[name], int(stamps[-1]))
+
     def work_ahead(self) -> None:
         """Some background steps, as many as a pause of random length would allow."""
         if self._rng.random() < 0.3:
@@ -313,13 +331,14 @@ class RandomStream:
 
 
 def run_stream(model: QwenVideoModel, seed: int, *, cameras: int = 1, steps: int = 4) -> StreamResult:
-    """Grow, slide, evict, clear and ask at random, and compare every answer with native."""
+    """Grow, slide, evict, clear, insert and ask at random, and compare every answer with native."""
     rng = np.random.default_rng(seed)
     stream = RandomStream(model, rng, cameras)
     comparisons = []
     for _ in range(steps):
         stream.grow()
         stream.work_ahead()
+        stream.update_star_memory()
         comparisons += [stream.compare_answer(random_question(rng)) for _ in range(int(rng.integers(1, 4)))]
     return StreamResult(comparisons, stream.control_differences())
 

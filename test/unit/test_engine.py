@@ -148,6 +148,43 @@ def test_a_time_range_is_answered_beside_the_warm_timeline(engine: DelayedBatchI
     assert "time range" in str(error)
 
 
+def test_important_frames_cost_their_own_encoding_and_the_prefill_behind_them(
+    engine: DelayedBatchInferenceEngine,
+) -> None:
+    feed(engine, 12)
+    engine.ask("warm up")
+    rng = np.random.default_rng(7)
+    important = [(random_frame(rng, 60, 80), seconds) for seconds in (3.9, 3.95, 9.0)]
+    statuses = engine.update_star_memory(important)
+    assert [(status.kept, status.stamp_ns) for status in statuses] == [(True, round(s * 1e9)) for _, s in important]
+    answerer = engine._host.answerer
+    assert answerer is not None
+    question = Question("and now?", max_new_tokens=8)
+    before = answerer.prompt(engine.clips(), "").spans[4][0]  # four tubelets stand before the first new one
+    with recorded_logits(answerer.model.model) as rows:  # type: ignore[attr-defined]
+        answer = engine.submit(question).future.result(timeout=60)
+    assert answer.frame_stamps_ns[8:10] == (3_900_000_000, 3_950_000_000)
+    assert (answer.metrics.tubelets, answer.metrics.tubelets_reused) == (8, 6)
+    assert answer.metrics.prompt_tokens_reused == before
+    native = native_answer(answerer, engine.clips(), question)
+    assert compare(type(native)(list(answer.token_ids), torch.stack(rows)), native).equal
+    # Header stamps are exact in nanoseconds only: the frame of second 9 is there already.
+    engine.update_star_memory([(important[2][0], 9_000_000_000)], nanoseconds=True)
+    assert engine.ask("and now?")[1]["cache_hit"] is True
+
+
+def test_important_frames_that_cannot_be_used(engine: DelayedBatchInferenceEngine) -> None:
+    feed(engine, 3)
+    picture = random_frame(np.random.default_rng(0), 60, 80)
+    for frames, says in (([(picture[:, :, 0], 9.0)], "RGB"), ([(picture, 2.0), (picture, 1.0)], "stamps must rise")):
+        with pytest.raises(errors.FrameError, match=says):
+            engine.update_star_memory(frames)
+    with pytest.raises(errors.InvalidRequestError, match="'side'"):
+        engine.update_star_memory([], camera="side")
+    status = engine.status().cameras[0]
+    assert (status.frames_kept, status.frames_rejected) == (3, 2)
+
+
 def test_several_cameras(loaded: tuple[Any, Any]) -> None:
     model, processor = loaded
     memory = MemoryConfig(scene_threshold=1.0)

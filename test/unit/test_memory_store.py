@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
@@ -104,6 +105,26 @@ def test_a_scene_change_counts_as_the_most_important_frame() -> None:
         store.append(tubelet(i, 0.3, scene_change=i == cut_at))
         if cut_at + 1 <= i < cut_at + 10:
             assert ids(store.star) == [0, cut_at]
+
+
+def test_a_key_tubelet_that_leaves_the_window_is_promoted_before_the_least_valuable_rule_sees_it() -> None:
+    store = StarStream(star=3, window=2, slide=4)
+    for second in (0, 10, 20, 30, 31, 90):
+        store.append(dataclasses.replace(tubelet(second, 0.9), key=second == 30))
+    assert [t.time_ns // SECOND for t in store.star] == [0, 20, 30]  # 30 would leave 11 s, 10 leaves 20 s
+
+
+def test_inserted_tubelets_take_their_place_and_do_not_leave_at_once() -> None:
+    store = StarStream(star=3, window=2, slide=4)
+    for second in (0, 10, 20, 30, 40, 90):
+        store.append(tubelet(second, 1.0))
+    store.insert([dataclasses.replace(tubelet(21), key=True), dataclasses.replace(tubelet(60), key=True)])
+    store.check_integrity()
+    assert [t.time_ns // SECOND for t in store.star] == [0, 20, 21]  # 21 would leave 10 s, 30 leaves 19 s
+    assert [t.time_ns // SECOND for t in store.stream] == [40, 60, 90]
+    store.insert([tubelet(k) for k in range(91, 100)])  # more than a slide at once
+    store.check_integrity()
+    assert ids(store.stream)[-1] == 99
 
 
 def test_black_frames_still_cover_the_past() -> None:

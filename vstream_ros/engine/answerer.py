@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from vstream_ros.engine.config import EngineConfig
 from vstream_ros.engine.segments import clip_segments
 from vstream_ros.engine.timeline import SyncReport, Timeline
@@ -66,7 +68,8 @@ class ClipAnswerer:
         self.model = model
         self.config = config
         self.cameras = tuple(cameras)
-        self.vision = VisionCache(model, config.features_max_bytes)
+        features_device = torch.device("cpu") if config.features_device == "cpu" else model.device
+        self.vision = VisionCache(model, config.features_max_bytes, features_device)
         self.timelines = Timelines(
             lambda: Timeline(model, self.vision, config.prefill_chunk_tubelets), config.forks_max_bytes
         )

@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -87,6 +87,18 @@ class CameraMemories:
             if status.cleared:
                 self._announce(f"camera {name}: {status.cleared}")
         return status
+
+    def update_star_memory(self, frames: Iterable[tuple[np.ndarray, int]], camera: str | None) -> list[FrameStatus]:
+        """See ``DelayedBatchInferenceEngine.update_star_memory``; stamps in nanoseconds."""
+        name = camera if camera is not None else self._only_name()
+        self.require([name])
+        try:
+            fitted = [(self._fitted(frame), stamp_ns) for frame, stamp_ns in frames]
+        except FrameError as error:
+            self.reject(name, str(error))
+            raise
+        with self._lock:
+            return self._memory(name).update_star_memory(fitted)
 
     def reject(self, camera: str, reason: str) -> None:
         """Count an image that could not be used."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vstream_ros.errors import ConfigError
 
 TIME_POSITIONS = ("true", "index")
 BACKGROUND_ENCODING = ("off", "vision", "full")
+TORCH_DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTN_IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+FEATURES_DEVICES = ("device", "cpu")
+QUANTIZATIONS = ("none", "bitsandbytes-8bit", "bitsandbytes-4bit")
+KV_CACHES = ("full", "fp8", "quanto", "hqq")
 
 
 @dataclass(frozen=True)
@@ -16,9 +24,24 @@ class EngineConfig:
 
     device: str = "auto"
     """"auto" (CUDA when there is one), "cpu", "cuda", "cuda:1" ..."""
+    vision_device: str = ""
+    """Where the vision encoder is, if not with the language model on ``device``: "cuda:1", "cpu" ... Needs the package
+    accelerate."""
+    device_map: str | Mapping[str, str | int] = ""
+    """transformers' own ``device_map`` instead of the two above: one of ``DEVICE_MAPS``, or a mapping of module to
+    device such as {"model.visual": "cuda:1", "": "cuda:0"}, as JSON too. Needs the package accelerate."""
     torch_dtype: str = "auto"
     """"auto" (bfloat16 on CUDA, float32 on the CPU), "float32", "bfloat16" or "float16"."""
     attn_implementation: str = "sdpa"
+    """"sdpa", "eager" or "flash_attention_2" (CUDA, bfloat16 or float16, and the package flash-attn)."""
+    quantization: str = "none"
+    """Weights of the language model's layers in 8 or 4 bits, by transformers' own integration: "bitsandbytes-8bit" or
+    "bitsandbytes-4bit" (NF4). Needs the packages bitsandbytes and accelerate, which are not installed with this one.
+    Less memory, another model: answers are not those of the full weights, nor is equality promised."""
+    kv_cache: str = "full"
+    """"full", or one of transformers' quantized caches: "fp8", "quanto" (4 bits; needs optimum-quanto) or "hqq" (4
+    bits; needs hqq). Those can't be rolled back: every question prefills the whole clip again (vision features are
+    still reused) and answers are not promised to be native's."""
     local_files_only: bool = False
     """Never ask a model hub; for robots without a network."""
     max_pixels: int = 4 * 224 * 224
@@ -31,7 +54,9 @@ class EngineConfig:
     prefill_chunk_tubelets: int = 8
     """Tubelets encoded and prefilled in one step: bounds the activation memory."""
     features_max_bytes: int = 1 << 30
-    """Vision features kept on the device at most; the least recently used go first."""
+    """Vision features kept at most; the least recently used go first."""
+    features_device: str = "device"
+    """Where they are kept: "device" (the language model's) or "cpu" (copied there and back, for little VRAM)."""
     max_new_tokens: int = 128
     timeout_s: float = 60.0
     """A question's wall time, queue included, when it does not bring its own."""
@@ -45,12 +70,28 @@ class EngineConfig:
     """Part of the time that background work may take of the device, in (0, 1]."""
 
     def __post_init__(self) -> None:
-        if self.time_positions not in TIME_POSITIONS:
-            raise ConfigError(f"time_positions must be one of {TIME_POSITIONS}, got {self.time_positions!r}")
-        if self.background_encoding not in BACKGROUND_ENCODING:
+        for name, allowed in (
+            ("time_positions", TIME_POSITIONS),
+            ("background_encoding", BACKGROUND_ENCODING),
+            ("torch_dtype", TORCH_DTYPES),
+            ("attn_implementation", ATTN_IMPLEMENTATIONS),
+            ("features_device", FEATURES_DEVICES),
+            ("quantization", QUANTIZATIONS),
+            ("kv_cache", KV_CACHES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.kv_cache != "full" and self.background_encoding == "full":
             raise ConfigError(
-                f"background_encoding must be one of {BACKGROUND_ENCODING}, got {self.background_encoding!r}"
+                f"background_encoding 'full' needs kv_cache 'full', got {self.kv_cache!r}: a quantized cache can't be "
+                "rolled back after a question, so nothing can be prefilled ahead; use background_encoding 'vision'"
             )
+        if self.device_map and (self.vision_device or self.device != "auto"):
+            raise ConfigError("device_map says where everything is: leave device at auto and vision_device empty")
+        self.parsed_device_map()
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         for name in ("max_pixels", "min_pixels", "prefill_chunk_tubelets", "max_new_tokens", "max_queued_questions"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -64,3 +105,21 @@ class EngineConfig:
         for name in ("timeout_s", "camera_block_s"):
             if getattr(self, name) <= 0.0:
                 raise ConfigError(f"{name} must be > 0, got {getattr(self, name)}")
+
+    def parsed_device_map(self) -> str | dict[str, str | int] | None:
+        """``device_map`` as transformers takes it; None where it is not set. Raises ``ConfigError``."""
+        wanted = self.device_map
+        if not wanted:
+            return None
+        if wanted in DEVICE_MAPS:
+            return str(wanted)
+        try:
+            parsed = json.loads(wanted) if isinstance(wanted, str) else dict(wanted)
+            if isinstance(parsed, dict) and parsed and all(type(v) in (str, int) for v in parsed.values()):
+                return parsed
+        except ValueError:
+            pass
+        raise ConfigError(
+            f"device_map must be one of {DEVICE_MAPS} or a mapping of module to device such as "
+            f'{{"model.visual": "cuda:1", "": "cuda:0"}}, got {wanted!r}'
+        )

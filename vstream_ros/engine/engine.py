@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -199,6 +199,35 @@ class DelayedBatchInferenceEngine:
         if status.kept and self.config.background_encoding != "off":
             self._thread.poke()
         return status
+
+    def update_star_memory(
+        self, frames: Iterable[tuple[np.ndarray, float]], *, camera: str | None = None, nanoseconds: bool = False
+    ) -> list[FrameStatus]:
+        """Remember frames that a planner or a detector found important, whatever their age and the sampling grid.
+
+        They become key tubelets at once: newer ones at the end of the window, older ones at their place in time, in
+        the window or in star. A frame that memory holds already (by its stamp) makes its tubelet a key tubelet. The
+        next question encodes the new tubelets only, and prefills from the first of them on. Never waits for the model.
+
+        Args:
+            frames: pairs of an image as ``add_frame`` takes it and its timestamp, in time order.
+            camera: default: the only camera.
+            nanoseconds: the timestamps are whole nanoseconds, as header stamps are, instead of seconds.
+
+        Returns:
+            what became of each frame.
+
+        Raises:
+            FrameError: an image is none or of another resolution than memory's, or the timestamps do not rise; it is
+                counted and nothing else changes.
+            InvalidRequestError: an unknown camera, or none named where there are several.
+        """
+        scale = 1 if nanoseconds else NANOSECONDS
+        stamped = ((frame, round(timestamp * scale)) for frame, timestamp in frames)
+        statuses = self._cameras.update_star_memory(stamped, camera)
+        if statuses and self.config.background_encoding != "off":
+            self._thread.poke()
+        return statuses
 
     def reject(self, camera: str, reason: str) -> None:
         """Count an image that could not be used."""
@@ -448,17 +477,21 @@ class DelayedBatchInferenceEngine:
     def device_memory(self) -> list[DeviceMemory]:
         """Bytes per device, and how they are shared between weights, frames, features and KV cache."""
         answerer, timeline = self._host.answerer, self._timeline_state
-        device = torch.device("cpu") if answerer is None else answerer.model.device
-        compute = dataclasses.replace(
-            read_device_memory(device),
-            model=answerer.model.weight_bytes if answerer is not None else 0,
-            features=timeline.features,
-            kv_cache=timeline.nbytes,
-        )
+        host = torch.device("cpu")
+        weights = {} if answerer is None else answerer.model.weight_bytes_by_device
+        compute = host if answerer is None else answerer.model.device
+        features = host if answerer is None else answerer.vision.device
         frames = sum(camera.nbytes for camera in self._cameras.status())
-        if device.type == "cpu":
-            return [dataclasses.replace(compute, frames=frames)]
-        return [compute, dataclasses.replace(read_device_memory(torch.device("cpu")), frames=frames)]
+        return [
+            dataclasses.replace(
+                read_device_memory(device),
+                model=weights.get(device, 0),
+                frames=frames if device == host else 0,
+                features=timeline.features if device == features else 0,
+                kv_cache=timeline.nbytes if device == compute else 0,
+            )
+            for device in dict.fromkeys([compute, *weights, features, host])
+        ]
 
     def close(self) -> None:
         """Cancel the questions and end the model's thread."""

@@ -80,8 +80,12 @@ class ModelHost:
             model = load_model(
                 name,
                 device=config.device,
+                vision_device=config.vision_device,
+                device_map=config.parsed_device_map(),
                 torch_dtype=config.torch_dtype,
                 attn_implementation=config.attn_implementation,
+                quantization=config.quantization,
+                kv_cache=config.kv_cache,
                 local_files_only=config.local_files_only,
                 min_pixels=config.min_pixels,
                 max_pixels=config.max_pixels,
@@ -110,10 +114,24 @@ class ModelHost:
         from vstream_ros.models.loader import resolve_device, wrap_model
 
         config = self._config
+        if config.vision_device or config.device_map or config.quantization != "none":
+            raise ConfigError(
+                "vision_device, device_map and quantization are for a model that is loaded here by its name; load this "
+                "one with transformers' own device_map and quantization_config instead"
+            )
         if config.device != "auto":
+            if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+                raise ConfigError(f"device {config.device!r}: the loaded model has a device_map; leave device at auto")
             model = model.to(resolve_device(config.device))
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
-        return wrap_model(model, processor, name=name, min_pixels=config.min_pixels, max_pixels=config.max_pixels)
+        return wrap_model(
+            model,
+            processor,
+            name=name,
+            min_pixels=config.min_pixels,
+            max_pixels=config.max_pixels,
+            kv_cache=config.kv_cache,
+        )
 
     def adopt(self, model: VideoModel) -> None:
         """Be READY with this model; raises ``ConfigError`` where a full memory would not fit into its context."""

@@ -62,9 +62,10 @@ class Timeline:
     def fork(self, length: int) -> Timeline:
         """Another timeline that holds the first ``length`` tokens of this one, on the same storage.
 
-        Nothing is copied until the fork grows, and neither ever changes what the other holds: growing a cache makes
-        new tensors, cropping it new views.
+        Nothing is copied until the fork grows, and neither ever changes what the other holds. Where the model's caches
+        don't roll back, the fork is empty.
         """
+        length = length if self._model.cache_rolls_back else 0
         forked = Timeline(self._model, self._vision, self._chunk_tubelets)
         forked.cache = self._model.fork_cache(self.cache, length)
         forked._tokens = self._tokens[:, :length]
@@ -93,6 +94,7 @@ class Timeline:
         """
         reused = self.common_prefix(prompt)
         self.rollback(reused)
+        reused = min(reused, len(self))
         todo = [index for index, span in enumerate(prompt.spans) if span[0] >= reused][:max_tubelets]
         report = SyncReport(reused, 0, 0, len(todo))
         for group in self._chunks(prompt, todo):
@@ -110,7 +112,14 @@ class Timeline:
         return report
 
     def rollback(self, length: int) -> None:
-        """Crop the cache to its first ``length`` tokens, layer by layer, whatever state a failed step left it in."""
+        """Crop the cache to its first ``length`` tokens, layer by layer, whatever state a failed step left it in.
+
+        Where the model's caches don't roll back (quantized layers ignore ``crop``), one that holds more is emptied.
+        """
+        if not self._model.cache_rolls_back:
+            if any(layer.get_seq_length() > length for layer in self.cache.layers if layer.is_initialized):
+                self.reset()
+            return
         for layer in self.cache.layers:
             excess = layer.get_seq_length() - length if layer.is_initialized else 0
             if excess > 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
+
 from vstream_ros.memory.types import Tubelet
 from vstream_ros.models.base import TubeletFeatures, VideoModel
 
@@ -13,9 +15,11 @@ class VisionCache:
     """Least recently used features leave first. The vision encoder attends within one tubelet only, so a tubelet's
     features depend on nothing but its pixels. Owned by the model's thread."""
 
-    def __init__(self, model: VideoModel, max_bytes: int) -> None:
+    def __init__(self, model: VideoModel, max_bytes: int, device: torch.device | None = None) -> None:
+        """``device``: where features are kept; default: the language model's, which will need them."""
         self._model = model
         self._max_bytes = max_bytes
+        self.device = model.device if device is None else device
         self._features: OrderedDict[int, TubeletFeatures] = OrderedDict()
         self.nbytes = 0
 
@@ -26,13 +30,13 @@ class VisionCache:
         return tubelet_id in self._features
 
     def features(self, tubelets: Sequence[Tubelet]) -> tuple[list[TubeletFeatures], int]:
-        """Features of tubelets of one frame size, in their order, and how many had to be encoded."""
+        """Features of tubelets of one frame size, in their order and on any device, and how many had to be encoded."""
         missing = [tubelet for tubelet in tubelets if tubelet.id not in self._features]
         encoded = self._model.encode(missing) if missing else []
         fresh = {tubelet.id: features for tubelet, features in zip(missing, encoded, strict=True)}
         result = [fresh[t.id] if t.id in fresh else self._features[t.id] for t in tubelets]
         for tubelet, features in zip(tubelets, result, strict=True):
-            self._store(tubelet.id, features)
+            self._store(tubelet.id, features.to(self.device))
         return result, len(missing)
 
     def clear(self) -> None:

@@ -44,17 +44,21 @@ class TubeletFormer:
     def seal(self) -> Tubelet | None:
         """Close the unfinished tubelet; None where no frame is pending."""
         frames, self.pending = self.pending, []
-        return self._tubelet(frames, provisional=False) if frames else None
+        return self._tubelet(frames) if frames else None
 
     def provisional(self) -> Tubelet | None:
         """The unfinished tubelet padded as ``seal`` would, under an id of its own, while its frames stay pending."""
         return self._tubelet(self.pending, provisional=True) if self.pending else None
 
+    def key_tubelet(self, frames: list[ScoredFrame]) -> Tubelet:
+        """A key tubelet of these frames (1 to ``temporal_patch_size``); the pending ones are left alone."""
+        return self._tubelet(frames, key=True)
+
     def clear(self) -> None:
         """Forget the pending frames."""
         self.pending = []
 
-    def _tubelet(self, frames: list[ScoredFrame], *, provisional: bool) -> Tubelet:
+    def _tubelet(self, frames: list[ScoredFrame], *, provisional: bool = False, key: bool = False) -> Tubelet:
         padding = self._size - len(frames)
         pixels = np.stack([frame.pixels for frame in frames] + [frames[-1].pixels] * padding)
         pixels.setflags(write=False)
@@ -66,5 +70,6 @@ class TubeletFormer:
             time_ns=frames[0].time_ns,
             importance=max(frame.importance for frame in frames),
             scene_change=any(frame.scene_change for frame in frames),
+            key=key,
             provisional=provisional,
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,7 @@ class SmartFrameManager:
         self.config = config
         self.camera = camera
         self._sampler = Sampler(config.sample_rate_hz, config.time_jump_threshold_s)
+        self._embed = embed
         self._scorer = FrameScorer(config, embed)
         self._former = TubeletFormer(camera, temporal_patch_size, itertools.count() if ids is None else ids)
         self._patch = temporal_patch_size
@@ -119,6 +121,51 @@ class SmartFrameManager:
         self._store_frame(pixels, stamp_ns, score)
         return self._frame_status(verdict, stamp_ns, score, cleared)
 
+    def update_star_memory(self, frames: Iterable[tuple[np.ndarray, int]]) -> list[FrameStatus]:
+        """Store frames that must be remembered, whatever their age and the sampling grid; returns what became of each.
+
+        ``frames``: pairs of an image as ``add_frame`` takes it and its header stamp in nanoseconds, stamps rising. They
+        become key tubelets at once, two close frames each, a lonely one by repetition: as important as a scene change,
+        and promoted for sure when they leave the window. What is newer than the memory is appended, what is older goes
+        to its place in the window or in star; a frame whose stamp is held already makes its tubelet a key tubelet and
+        is not stored twice. Tubelets that are held keep their identity, so what was computed from them stays valid.
+
+        Raises ``FrameError``, and changes nothing but the count of rejected frames, where an image is none, has another
+        resolution than those held, or stamps do not rise.
+        """
+        try:
+            checked = self._checked_update(frames)
+        except FrameError as error:
+            self._offered += 1
+            self.reject(str(error))
+            raise
+        if not checked:
+            return []
+        # A tubelet that is being formed is the last one: it is closed where one of these would come behind the others.
+        if self._store.stream == [] or checked[-1][1] > self._store.stream[-1].stamps_ns[0]:
+            self._store_tubelet(self._former.seal())
+        held = {stamp: tubelet.id for tubelet in self._stored() for stamp in tubelet.stamps_ns}
+        scorer = FrameScorer(self.config, self._embed)
+        scores = [scorer.score(pixels) for pixels, _ in checked]
+        for _, stamp_ns in checked:
+            if stamp_ns in held:
+                self._store.mark_key(held[stamp_ns])
+        new = [
+            ScoredFrame(pixels, stamp_ns, stamp_ns, score.importance, score.scene_change)
+            for (pixels, stamp_ns), score in zip(checked, scores, strict=True)
+            if stamp_ns not in held
+        ]
+        self._store.insert([self._former.key_tubelet(frames) for frames in self._grouped(new)])
+        for frame in new:
+            self._sampler.pass_by(frame.stamp_ns)
+        self._offered += len(checked)
+        self._kept += len(new)
+        self._clip = None
+        return [
+            self._frame_status(Verdict.KEEP, stamp_ns, score)
+            for (_, stamp_ns), score in zip(checked, scores, strict=True)
+        ]
+
     def reject(self, reason: str) -> None:
         """Count a frame that was offered and can't be used, such as an image that could not be converted.
 
@@ -171,8 +218,8 @@ class SmartFrameManager:
             frames_rejected=self._rejected,
             tubelets=len(self._store.star) + len(self._store.stream),
             nbytes=self._nbytes(),
-            oldest_stamp_ns=stamps[0] if stamps else 0,
-            newest_stamp_ns=stamps[-1] if stamps else 0,
+            oldest_stamp_ns=min(stamps, default=0),
+            newest_stamp_ns=max(stamps, default=0),
             clears=dict(self._clears),
             last_rejection=self._last_rejection,
             **self._fill(),
@@ -181,11 +228,14 @@ class SmartFrameManager:
     def check_integrity(self) -> None:
         """Raise AssertionError where an invariant is broken. For tests: O(bytes held)."""
         self._store.check_integrity()
-        held = self._store.star + self._store.stream
+        held = self._stored()
         pending = self._former.pending
         stamps = self._stamps()
         assert len(pending) < self._patch, "a complete tubelet is still pending"
-        assert all(a < b for a, b in itertools.pairwise(stamps)), "frames are not in time order"
+        assert len(set(stamps)) == len(stamps), "a frame is held twice"
+        assert all(a < b for t in held for a, b in itertools.pairwise(t.stamps_ns)), "frames are not in time order"
+        if held and pending:
+            assert max(stamps[:-1]) < stamps[-1], "the pending frame is not the newest"
         arrays = [t.frames for t in held] + [f.pixels for f in pending]
         assert len({a.shape[-3:] for a in arrays}) <= 1, "frames of different resolutions are mixed"
         assert not any(a.flags.writeable for a in arrays), "a stored frame can be changed"
@@ -206,10 +256,40 @@ class SmartFrameManager:
         self._offered_stamp_ns = None
         return verdict
 
+    def _checked_update(self, frames: Iterable[tuple[np.ndarray, int]]) -> list[tuple[np.ndarray, int]]:
+        """Own copies with their stamps; raises ``FrameError`` where they can't stand beside the frames held."""
+        checked = [(_owned_copy(frame), operator.index(stamp_ns)) for frame, stamp_ns in frames]
+        for (_, earlier_ns), (_, later_ns) in itertools.pairwise(checked):
+            if later_ns <= earlier_ns:
+                raise FrameError(f"stamps must rise, got {earlier_ns} ns before {later_ns} ns; sort the frames by time")
+        shape = self._shape()
+        for pixels, _ in checked:
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise FrameError(
+                    f"the frame is {pixels.shape[1]}x{pixels.shape[0]}, the memory's are {shape[1]}x{shape[0]}; scale "
+                    "it, or clear the memory first"
+                )
+        return checked
+
+    def _grouped(self, frames: list[ScoredFrame]) -> list[list[ScoredFrame]]:
+        """Frames that make a tubelet together: no cut, no gap and no tubelet that is held between them."""
+        starts = [tubelet.stamps_ns[0] for tubelet in self._stored()]
+        gap_ns = 1.5 * self.period_s * NANOSECONDS
+        groups: list[list[ScoredFrame]] = []
+        for frame in frames:
+            last = groups[-1][-1] if groups and len(groups[-1]) < self._patch else None
+            near = last is not None and frame.stamp_ns - last.stamp_ns <= gap_ns and not frame.scene_change
+            if near and last and bisect.bisect(starts, last.stamp_ns) == bisect.bisect(starts, frame.stamp_ns):
+                groups[-1].append(frame)
+            else:
+                groups.append([frame])
+        return groups
+
     def _clear_before(self, verdict: Verdict, pixels: np.ndarray, stamp_ns: int) -> str:
         """Clear where this frame can't stand beside the stored ones; returns why ("" where it can)."""
         if verdict is Verdict.JUMP:
-            back_s = (self._stamps()[-1] - stamp_ns) / NANOSECONDS
+            back_s = (max(self._stamps()) - stamp_ns) / NANOSECONDS
             self.clear("time jump")
             return f"stamps jumped back by {back_s:.3f} s"
         shape = self._shape()
@@ -232,15 +312,19 @@ class SmartFrameManager:
         if tubelet is not None:
             self._store.append(tubelet)
 
+    def _stored(self) -> list[Tubelet]:
+        """The complete and sealed tubelets, star then stream."""
+        return self._store.star + self._store.stream
+
     def _held(self) -> tuple[Tubelet, ...]:
         """The tubelets to hand out, with the provisional one where it belongs."""
-        held = self._store.star + self._store.stream
+        held = self._stored()
         provisional = self._former.provisional() if self.config.include_pending or not held else None
         return tuple(held) if provisional is None else (*held, provisional)
 
     def _stamps(self) -> list[int]:
-        """Header stamps of all real frames held, in order."""
-        held = [stamp for t in self._store.star + self._store.stream for stamp in t.stamps_ns]
+        """Header stamps of all real frames held, tubelet by tubelet."""
+        held = [stamp for t in self._stored() for stamp in t.stamps_ns]
         return held + [frame.stamp_ns for frame in self._former.pending]
 
     def _shape(self) -> tuple[int, ...] | None:
@@ -251,7 +335,7 @@ class SmartFrameManager:
 
     def _nbytes(self) -> int:
         """Summed anew each time: a running count is one forgotten line away from a lie."""
-        tubelets = sum(t.nbytes for t in self._store.star + self._store.stream)
+        tubelets = sum(t.nbytes for t in self._stored())
         return tubelets + sum(frame.pixels.nbytes for frame in self._former.pending)
 
     def _fill(self) -> dict[str, int]:

@@ -35,6 +35,7 @@ class Sampler:
         self._origin_ns: int | None = None
         self._newest_ns = 0
         self._slot = 0
+        self._kept_ns: int | None = None
         self._spacing_ns: int | None = None
 
     @property
@@ -57,13 +58,22 @@ class Sampler:
 
     def keep(self, stamp_ns: int) -> int:
         """Take a frame that ``check`` said to keep; returns its time in nanoseconds: its slot's, or its own stamp."""
+        if self._spacing_ns is None and self._kept_ns is not None:
+            self._spacing_ns = stamp_ns - self._kept_ns
+        self._kept_ns = stamp_ns
+        self.pass_by(stamp_ns)
+        if self._period_ns is None or self._origin_ns is None:
+            return stamp_ns
+        return self._origin_ns + round(self._slot * self._period_ns)
+
+    def pass_by(self, stamp_ns: int) -> None:
+        """Take note of a frame that is stored whatever the grid says; its spacing counts for nothing."""
         if self._origin_ns is None:
             self._origin_ns = stamp_ns
-        elif self._spacing_ns is None:
-            self._spacing_ns = stamp_ns - self._newest_ns
+        elif stamp_ns <= self._newest_ns:
+            return
         self._newest_ns = stamp_ns
         self._slot = self._slot_at(stamp_ns)
-        return stamp_ns if self._period_ns is None else self._origin_ns + round(self._slot * self._period_ns)
 
     def parted(self, earlier_ns: int, later_ns: int) -> bool:
         """Whether frames are missing between two stamps: they are more than 1.5 periods apart.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
+from collections.abc import Container, Iterable
+from dataclasses import replace
 
 from vstream_ros.memory.types import Tubelet
 
@@ -30,6 +33,34 @@ class StarStream:
             return
         self.star, self.stream = self._slid()
 
+    def insert(self, tubelets: list[Tubelet]) -> None:
+        """Store tubelets of any age, each at its place by stamp; no one of them makes another leave star if it can be
+        helped.
+
+        One that is older than the window goes to star, where the least valuable makes room (never the first); any
+        other goes into the window, which then slides as it always does. O(tubelets * held).
+        """
+        for tubelet in tubelets:
+            held = self.star + self.stream
+            index = bisect.bisect([t.stamps_ns[0] for t in held], tubelet.stamps_ns[0])
+            # A neighbour's time is snapped to the grid, where a later stamp can have an earlier time: not behind it.
+            time_ns = max(tubelet.time_ns, held[index - 1].time_ns) if index else tubelet.time_ns
+            time_ns = min(time_ns, held[index].time_ns) if index < len(held) else time_ns
+            placed = replace(tubelet, time_ns=time_ns)
+            if self.star and tubelet.stamps_ns[0] < self.stream[0].stamps_ns[0]:
+                self.star.insert(index, placed)
+            else:
+                self.stream.insert(index - len(self.star), placed)
+        spared = {tubelet.id for tubelet in tubelets}
+        self.star = self._fitted(self.star, self.stream, spared)
+        while len(self.stream) >= self._window + self._slide:
+            self.star, self.stream = self._slid(spared)
+
+    def mark_key(self, tubelet_id: int) -> None:
+        """Make a tubelet that is held a key tubelet; its identity stays."""
+        for tubelets in (self.star, self.stream):
+            tubelets[:] = [replace(t, key=True) if t.id == tubelet_id else t for t in tubelets]
+
     def after_slide(self) -> list[Tubelet] | None:
         """Star and stream as they will stand after the next slide, up to today's newest tubelet.
 
@@ -41,11 +72,17 @@ class StarStream:
         star, stream = self._slid()
         return star + stream
 
-    def _slid(self) -> tuple[list[Tubelet], list[Tubelet]]:
-        star, stream = self.star + self.stream[: self._slide], self.stream[self._slide :]
+    def _slid(self, spared: Iterable[int] = ()) -> tuple[list[Tubelet], list[Tubelet]]:
+        leaving, stream = self.stream[: self._slide], self.stream[self._slide :]
+        promoted = {tubelet.id for tubelet in leaving if tubelet.key}
+        return self._fitted(self.star + leaving, stream, promoted.union(spared)), stream
+
+    def _fitted(self, star: list[Tubelet], stream: list[Tubelet], spared: set[int]) -> list[Tubelet]:
+        """``star`` without its least valuable tubelets, as many as are too many. ``spared``: ids that leave last."""
+        star = list(star)
         while len(star) > self._star_capacity:
-            del star[_least_valuable(star, stream[0].time_ns)]
-        return star, stream
+            del star[_least_valuable(star, stream[0].time_ns, spared)]
+        return star
 
     def clear(self) -> None:
         """Forget every tubelet."""
@@ -58,20 +95,25 @@ class StarStream:
         if self.star:
             assert len(self.stream) >= self._window, "the stream window gave away more than a slide"
         held = self.star + self.stream
-        assert all(a.time_ns < b.time_ns and a.id < b.id for a, b in itertools.pairwise(held)), "not in time order"
+        assert len({tubelet.id for tubelet in held}) == len(held), "a tubelet is held twice"
+        assert all(
+            a.time_ns <= b.time_ns and a.stamps_ns[0] < b.stamps_ns[0] for a, b in itertools.pairwise(held)
+        ), "not in time order"
 
 
 def retention(tubelet: Tubelet) -> float:
-    """What a tubelet's importance counts in star: a scene change is worth as much as any frame can be."""
-    return 1.0 if tubelet.scene_change else tubelet.importance
+    """What a tubelet's importance counts in star: a scene change, or a key frame that was handed over, is worth as
+    much as any frame can be."""
+    return 1.0 if tubelet.scene_change or tubelet.key else tubelet.importance
 
 
-def _least_valuable(star: list[Tubelet], next_ns: int) -> int:
+def _least_valuable(star: list[Tubelet], next_ns: int, spared: Container[int] = ()) -> int:
     """Index of the star tubelet to forget: the smallest importance x (gap it would leave), never the first.
 
     Importance alone would freeze star: after an hour nothing beats what is in it. With the gap in time between the
     neighbours, near-duplicates go first and the past stays covered, the sparser the less happened. Where all is black
-    (importance 0) the gap decides alone. ``next_ns``: time of the tubelet after the last one.
+    (importance 0) the gap decides alone. ``next_ns``: time of the tubelet after the last one. ``spared``: ids that go
+    only where there is nothing else.
     """
     times = [tubelet.time_ns for tubelet in star] + [next_ns]
 
@@ -79,4 +121,4 @@ def _least_valuable(star: list[Tubelet], next_ns: int) -> int:
         gap_ns = times[index + 1] - times[index - 1]
         return retention(star[index]) * gap_ns, gap_ns
 
-    return min(range(1, len(star)), key=value)
+    return min(range(1, len(star)), key=lambda index: (star[index].id in spared, value(index)))

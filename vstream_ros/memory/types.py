@@ -37,6 +37,8 @@ class Tubelet:
     importance: float
     """0.7 · motion + 0.3 · complexity by default, in [0, 1]; the maximum over its frames."""
     scene_change: bool = False
+    key: bool = False
+    """Handed over as important by a caller (``update_star_memory``), not found so by its pixels."""
     provisional: bool = False
     """Padded from a pending odd frame: valid in this clip only, must never enter a cache."""
 

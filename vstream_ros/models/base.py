@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,13 +49,17 @@ class TubeletFeatures:
     """What the vision encoder makes of one tubelet."""
 
     embeds: torch.Tensor
-    """(tokens, hidden) on the model's device."""
+    """(tokens, hidden), on the vision encoder's device or wherever ``to`` moved it."""
     deepstack: tuple[torch.Tensor, ...] = ()
     """Qwen3-VL adds these, (tokens, hidden) each, to the first decoder layers' outputs."""
 
     @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.embeds, *self.deepstack))
+
+    def to(self, device: torch.device) -> TubeletFeatures:
+        """The same on ``device``; nothing is copied where it is there already."""
+        return TubeletFeatures(self.embeds.to(device), tuple(t.to(device) for t in self.deepstack))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +126,15 @@ class VideoModel(abc.ABC):
     name: str
     frame_spec: FrameSpec
     device: torch.device
+    """Of the language model: where tokens go in and the KV cache is."""
     context_length: int
     """Tokens of prompt and answer together."""
     max_tokens_per_tubelet: int
     """At ``frame_spec.max_pixels``, with the text that may stand between tubelets."""
     weight_bytes: int
+    weight_bytes_by_device: Mapping[torch.device, int]
+    cache_rolls_back: bool
+    """Whether a KV cache can be cropped and forked; one that can't serves a single question."""
 
     @abc.abstractmethod
     def build_prompt(self, segments: Sequence[Segment], question: str, *, true_time: bool) -> Prompt:
@@ -137,11 +145,11 @@ class VideoModel(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, tubelets: Sequence[Tubelet]) -> list[TubeletFeatures]:
-        """Vision features of tubelets of one frame size."""
+        """Vision features of tubelets of one frame size, on the vision encoder's device."""
 
     @abc.abstractmethod
     def new_cache(self) -> Any:
-        """An empty KV cache that can be cropped."""
+        """An empty KV cache; it can be cropped where ``cache_rolls_back``."""
 
     @abc.abstractmethod
     def fork_cache(self, cache: Any, length: int) -> Any:
@@ -149,7 +157,8 @@ class VideoModel(abc.ABC):
 
     @abc.abstractmethod
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Any) -> None:
-        """Extend ``cache`` to the first ``end`` tokens of ``prompt``; ``features``: of the tubelets newly covered."""
+        """Extend ``cache`` to the first ``end`` tokens of ``prompt``; ``features``: of the tubelets newly covered,
+        wherever they are."""
 
     @abc.abstractmethod
     def generate(self, prompt: Prompt, cache: Any, options: GenerationOptions) -> list[int]:

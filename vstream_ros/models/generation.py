@@ -61,7 +61,8 @@ def run_generate(model: Any, inputs: dict[str, Any], options: GenerationOptions)
     """
     last = _LastScores()
     watch = [_TokenWatch(options.on_token, last)] if options.on_token is not None else []
-    devices = [model.device] if model.device.type == "cuda" else []
+    device = inputs["input_ids"].device  # not model.device: the first parameter's, which may be the vision encoder's
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices, enabled=options.temperature > 0.0):
         if options.temperature > 0.0:
             torch.manual_seed(options.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ FAMILIES: dict[str, type[QwenVideoModel]] = {
 }
 EMBEDDED = {"vstream-tiny": Path(__file__).parent / "vstream_tiny"}
 """Checkpoints that are part of this package, by the names that select them."""
+DeviceMap = str | dict[str, str | int] | None
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,7 +37,32 @@ def resolve_device(device: str) -> torch.device:
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} was asked for, but torch sees no CUDA device; use auto or cpu")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {device!r} was asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
+    if resolved.type == "meta":
+        raise ConfigError("device must be auto, cpu, cuda or cuda:N, got 'meta'")
     return resolved
+
+
+def resolve_placement(
+    device: str, vision_device: str, device_map: DeviceMap
+) -> tuple[torch.device, str | dict[str, torch.device] | None]:
+    """Where the language model is, and what transformers takes as ``device_map`` (None: all of it is there).
+
+    Raises ``ConfigError`` for a device that does not exist.
+    """
+    if isinstance(device_map, dict):
+        placed = {
+            module: resolve_device(f"cuda:{where}" if isinstance(where, int) else where)
+            for module, where in device_map.items()
+        }
+        language = "model.language_model.embed_tokens"
+        return placed[max(placed, key=lambda module: (language.startswith(module), len(module)))], placed
+    where = resolve_device(device)
+    if device_map is not None or not vision_device:
+        return where, device_map
+    vision = resolve_device(vision_device)
+    return where, None if vision == where else {"model.visual": vision, "model.language_model": where, "lm_head": where}
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -46,33 +74,87 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def wrap_model(model: Any, processor: Any, *, name: str, min_pixels: int, max_pixels: int) -> QwenVideoModel:
+def require_package(package: str, module: str, what: str) -> None:
+    """Raise ``ModelFailedError`` unless an optional package is installed; ``what`` needs it."""
+    if importlib.util.find_spec(module) is None:
+        raise ModelFailedError(f"{what} needs the package {package}, which is not installed: pip install {package}")
+
+
+def check_attention(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ``ConfigError`` or ``ModelFailedError`` where an attention implementation can't run; a wrong name is
+    transformers' to refuse."""
+    if name != "flash_attention_2":
+        return
+    if device.type != "cuda" or dtype is torch.float32:
+        raise ConfigError(
+            f"attn_implementation {name!r} needs CUDA and bfloat16 or float16, got {device.type} and "
+            f"{str(dtype).removeprefix('torch.')}; use sdpa"
+        )
+    require_package("flash-attn", "flash_attn", f"attn_implementation {name!r}")
+
+
+def quantization_config(name: str, dtype: torch.dtype) -> Any:
+    """transformers' configuration for 8- or 4-bit weights, None for "none"; raises ``ConfigError``,
+    ``ModelFailedError``."""
+    if name == "none":
+        return None
+    if name not in ("bitsandbytes-8bit", "bitsandbytes-4bit"):
+        raise ConfigError(f"quantization must be none, bitsandbytes-8bit or bitsandbytes-4bit, got {name!r}")
+    require_package("bitsandbytes", "bitsandbytes", f"quantization {name!r}")
+    from transformers import BitsAndBytesConfig
+
+    # It would say in every layer of every forward pass that activations are cast to float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # The vision encoder stays whole: it is small, sees every pixel, and has widths that 4-bit blocks don't divide.
+    whole = ["model.visual", "lm_head"]
+    if name == "bitsandbytes-8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=whole
+    )
+
+
+def wrap_model(
+    model: Any, processor: Any, *, name: str, min_pixels: int, max_pixels: int, kv_cache: str = "full"
+) -> QwenVideoModel:
     """The family's interface around a loaded transformers model and its processor."""
     family = getattr(model.config, "model_type", None)
     if family not in FAMILIES:
         raise ModelFailedError(f"{name} is of the family {family!r}; supported are {sorted(FAMILIES)}")
-    return FAMILIES[family](model.eval(), processor, name=name, min_pixels=min_pixels, max_pixels=max_pixels)
+    return FAMILIES[family](
+        model.eval(), processor, name=name, min_pixels=min_pixels, max_pixels=max_pixels, kv_cache=kv_cache
+    )
 
 
 def load_model(
     model_id: str,
     *,
     device: str = "auto",
+    vision_device: str = "",
+    device_map: DeviceMap = None,
     torch_dtype: str = "auto",
     attn_implementation: str = "sdpa",
+    quantization: str = "none",
+    kv_cache: str = "full",
     local_files_only: bool = False,
     min_pixels: int,
     max_pixels: int,
 ) -> QwenVideoModel:
     """Load a checkpoint's processor and weights (safetensors only, no remote code).
 
-    Blocks for as long as that takes, with a download even minutes. Raises ``ConfigError`` for a device or dtype that
-    can't be, ``ModelFailedError`` with one sentence for everything else; the cause is chained.
+    Blocks for as long as that takes, with a download even minutes. The parameters are ``EngineConfig``'s. Raises
+    ``ConfigError`` for a device or dtype that can't be, ``ModelFailedError`` with one sentence for everything else;
+    the cause is chained.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    where = resolve_device(device)
+    where, placement = resolve_placement(device, vision_device, device_map)
     dtype = resolve_dtype(torch_dtype, where)
+    check_attention(attn_implementation, where, dtype)
+    quantized = quantization_config(quantization, dtype)
+    if placement is not None or quantized is not None:
+        require_package("accelerate", "accelerate", "device_map, vision_device or quantization")
+        placement = placement or {"": where}  # quantized weights are made on their device
     name = model_id
     model_id = str(EMBEDDED.get(model_id, model_id))
     if _looks_like_path(model_id) and not Path(model_id).expanduser().is_dir():
@@ -85,11 +167,21 @@ def load_model(
             raise ModelFailedError(f"{model_id} is of the family {family!r}; supported are {sorted(FAMILIES)}")
         processor = AutoProcessor.from_pretrained(model_id, **local)
         model = AutoModelForImageTextToText.from_pretrained(
-            model_id, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, **local
-        ).to(where)
+            model_id,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            device_map=placement,
+            quantization_config=quantized,
+            **local,
+        )
+        model = model.to(where) if placement is None else model
         # A checkpoint's processor says how large a frame may be; far more would be far from what it was trained on.
         max_pixels = min(max_pixels, dict(processor.video_processor.size).get("longest_edge") or max_pixels)
-        return wrap_model(model, processor, name=name, min_pixels=min(min_pixels, max_pixels), max_pixels=max_pixels)
+        min_pixels = min(min_pixels, max_pixels)
+        return wrap_model(
+            model, processor, name=name, min_pixels=min_pixels, max_pixels=max_pixels, kv_cache=kv_cache
+        )
     except (ConfigError, ModelFailedError):
         raise
     except torch.OutOfMemoryError as error:

@@ -8,19 +8,20 @@ in another way is refused instead of being answered wrongly.
 from __future__ import annotations
 
 import functools
+import math
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, QuantizedCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.video_utils import VideoMetadata
 
-from vstream_ros.errors import ConfigError, ModelFailedError
+from vstream_ros.errors import ModelFailedError
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import FrameSpec, GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.generation import run_generate
@@ -83,15 +84,23 @@ class QwenVideoModel(VideoModel):
 
     tokens_between_tubelets = 0
 
-    def __init__(self, model: Any, processor: Any, *, name: str, min_pixels: int, max_pixels: int) -> None:
-        """``model``: a loaded ``…ForConditionalGeneration`` in evaluation mode; ``processor``: its processor.
+    def __init__(
+        self, model: Any, processor: Any, *, name: str, min_pixels: int, max_pixels: int, kv_cache: str = "full"
+    ) -> None:
+        """``model``: a loaded ``…ForConditionalGeneration`` in evaluation mode; ``processor``: its processor;
+        ``kv_cache``: "full" or the backend of a ``QuantizedCache``.
 
-        Raises ``ModelFailedError`` where the installed transformers lays out its prompt in an unknown way.
+        Raises ``ModelFailedError`` where the installed transformers lays out its prompt in an unknown way, where layers
+        can't be cached, or where the backend is not installed.
         """
         self.model = model
         self.processor = processor
         self.name = name
-        self.device = model.device
+        self.kv_cache = kv_cache
+        self.cache_rolls_back = kv_cache == "full"
+        # Vision encoder and language model may be on different devices; model.device is the first parameter's.
+        self.device = model.get_input_embeddings().weight.device
+        self.vision_device = next(model.model.visual.parameters()).device
         vision = model.config.vision_config
         self.frame_spec = FrameSpec(
             factor=vision.patch_size * vision.spatial_merge_size,
@@ -100,7 +109,15 @@ class QwenVideoModel(VideoModel):
             temporal_patch_size=vision.temporal_patch_size,
         )
         self.context_length = model.config.get_text_config().max_position_embeddings
-        self.weight_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        by_device: Counter[torch.device] = Counter()
+        for tensor in (*model.parameters(), *model.buffers()):
+            by_device[tensor.device] += tensor.numel() * tensor.element_size()
+        if torch.device("meta") in by_device:
+            raise ModelFailedError(
+                f"device_map leaves parts of {name} off every device (offloaded); name devices with room for all of it"
+            )
+        self.weight_bytes_by_device = dict(by_device)
+        self.weight_bytes = by_device.total()
         self.max_tokens_per_tubelet = max_pixels // self.frame_spec.factor**2 + self.tokens_between_tubelets
         self._patch_size = vision.patch_size
         self._merge_size = vision.spatial_merge_size
@@ -113,7 +130,7 @@ class QwenVideoModel(VideoModel):
         self._prefixes: OrderedDict[Hashable, _Prefix] = OrderedDict()
         """Of the prompts that were built last; the next question changes only what stands behind."""
         self._tokenize_piece = functools.lru_cache(maxsize=4096)(self._tokenize_uncached)
-        self.new_cache()  # refuses layers that can't be cropped before anything is asked
+        self._check_cache()
         self._check_layout()
 
     # -- prompt ------------------------------------------------------------------------------------------------------
@@ -251,11 +268,13 @@ class QwenVideoModel(VideoModel):
             do_resize=False,
             do_sample_frames=False,
             cap_pixels_per_frame=False,
-            device=self.device,
+            device=self.vision_device,
             return_tensors="pt",
         )
         output = self.model.model.get_video_features(
-            pixels["pixel_values_videos"].to(self.device), pixels["video_grid_thw"].to(self.device), return_dict=True
+            pixels["pixel_values_videos"].to(self.vision_device),
+            pixels["video_grid_thw"].to(self.vision_device),
+            return_dict=True,
         )
         return self.split_features(output)
 
@@ -267,23 +286,43 @@ class QwenVideoModel(VideoModel):
         """The model output that ``mm_encoder_outputs`` takes for these tubelets."""
         return BaseModelOutputWithPooling(pooler_output=[f.embeds for f in features])
 
-    def new_cache(self) -> DynamicCache:
-        cache = DynamicCache(config=self.model.config.get_text_config())
-        if any(type(layer) is not DynamicLayer for layer in cache.layers):
-            raise ConfigError(
-                f"{self.name} has sliding-window or linear attention layers, whose cache can't be rolled back; "
-                "use a checkpoint with full attention in every layer"
-            )
+    def new_cache(self) -> Cache:
+        config = self.model.config.get_text_config()
+        if self.kv_cache in ("quanto", "hqq"):
+            heads = config.num_attention_heads
+            head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+            return QuantizedCache(self.kv_cache, config, q_group_size=math.gcd(64, head_dim))  # groups within a head
+        if self.kv_cache != "full":
+            return QuantizedCache(self.kv_cache, config)
+        cache = DynamicCache(config=config)
         cache.layers = [GrowingLayer() for _ in cache.layers]
         return cache
 
-    def fork_cache(self, cache: DynamicCache, length: int) -> DynamicCache:
+    def _check_cache(self) -> None:
+        """Refuse before anything is asked what could not be answered rightly: ``ModelFailedError``."""
+        layers = DynamicCache(config=self.model.config.get_text_config()).layers
+        if any(type(layer) is not DynamicLayer for layer in layers):
+            raise ModelFailedError(
+                f"{self.name} has sliding-window or linear attention layers: they forget the tokens that a rollback "
+                "after a question would need, so cached answers could not equal native ones; use a checkpoint with "
+                "full attention in every layer (use_sliding_window: false)"
+            )
+        try:
+            self.new_cache()
+        except (ImportError, ValueError) as error:
+            raise ModelFailedError(
+                f"kv_cache {self.kv_cache!r} can't be used: {str(error).strip().splitlines()[0]}"
+            ) from error
+
+    def fork_cache(self, cache: Cache, length: int) -> Cache:
         forked = self.new_cache()
-        forked.layers = [layer.fork(length) for layer in cache.layers]
+        if length:
+            forked.layers = [layer.fork(length) for layer in cache.layers]
         return forked
 
     @torch.inference_mode()
-    def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: DynamicCache) -> None:
+    def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Cache) -> None:
+        features = [item.to(self.device) for item in features]
         start = cache.get_seq_length()
         self.model.model(
             input_ids=torch.from_numpy(prompt.input_ids[None, start:end]).to(self.device),
@@ -294,7 +333,7 @@ class QwenVideoModel(VideoModel):
             use_cache=True,
         )
 
-    def generate(self, prompt: Prompt, cache: DynamicCache, options: GenerationOptions) -> list[int]:
+    def generate(self, prompt: Prompt, cache: Cache, options: GenerationOptions) -> list[int]:
         return run_generate(
             self.model,
             {
