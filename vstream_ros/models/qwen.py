@@ -90,8 +90,8 @@ class QwenVideoModel(VideoModel):
         """``model``: a loaded ``…ForConditionalGeneration`` in evaluation mode; ``processor``: its processor;
         ``kv_cache``: "full" or the backend of a ``QuantizedCache``.
 
-        Raises ``ModelFailedError`` where the installed transformers lays out its prompt in an unknown way, where layers
-        can't be cached, or where the backend is not installed.
+        Raises ``ModelFailedError`` where the installed transformers lays out its prompt in an unknown way, where the
+        tokenizer is not the model's, where layers can't be cached, or where the backend is not installed.
         """
         self.model = model
         self.processor = processor
@@ -123,6 +123,11 @@ class QwenVideoModel(VideoModel):
         self._merge_size = vision.spatial_merge_size
         self._video_token: str = processor.video_token
         self._video_token_id: int = model.config.video_token_id
+        if processor.tokenizer.convert_tokens_to_ids(self._video_token) != self._video_token_id:
+            raise ModelFailedError(
+                f"the tokenizer of {name} does not know the model's video token: its tokenizer.json is missing or "
+                "belongs to another checkpoint; fetch the checkpoint again"
+            )
         self._video_runs = re.compile(f"((?:{re.escape(self._video_token)})+)")
         # Text a user could write that the tokenizer would take for control tokens or visual placeholders.
         special = [str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special]
