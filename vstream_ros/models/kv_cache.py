@@ -16,7 +16,7 @@ class GrowingLayer(DynamicLayer):
 
     transformers' own layer copies the whole cache for every chunk and for every token of an answer. ``keys`` and
     ``values``, (1, heads, tokens, head size), are views of the storage; cropping, as inherited, makes shorter views.
-    Batches of one; to be used in inference mode.
+    Batches of one, without gradients.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,10 @@ class GrowingLayer(DynamicLayer):
         # One after the other, so that no more than one of the old storages is there beside the new ones.
         for name in ("key", "value"):
             held = getattr(self, f"{name}s")
-            storage = held.new_empty((*held.shape[:-2], capacity, held.shape[-1]))
+            with torch.inference_mode(False):  # an inference tensor could be written to in inference mode only
+                storage = torch.empty(
+                    (*held.shape[:-2], capacity, held.shape[-1]), dtype=held.dtype, device=held.device
+                )
             storage[..., :length, :] = held
             setattr(self, f"_{name}_storage", storage)
             setattr(self, f"{name}s", storage[..., :length, :])
