@@ -114,9 +114,9 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize(("code", "ended_by"), [(POLITE, 0), (DEAF, -signal.SIGKILL)])
-def test_a_process_is_ended_politely_then_by_force(tmp_path, monkeypatch, code, ended_by):
-    patience = ((signal.SIGINT, 2.0), (signal.SIGTERM, 0.2), (signal.SIGKILL, 10.0))
+@pytest.mark.parametrize(("code", "patience_s", "ended_by"), [(POLITE, 60.0, 0), (DEAF, 0.2, -signal.SIGKILL)])
+def test_a_process_is_ended_politely_then_by_force(tmp_path, monkeypatch, code, patience_s, ended_by):
+    patience = ((signal.SIGINT, patience_s), (signal.SIGTERM, 0.2), (signal.SIGKILL, 60.0))
     monkeypatch.setattr(processes, "PATIENCE", patience)
     log = tmp_path / "log"
     started = []
