@@ -67,6 +67,16 @@ def test_a_question_after_a_rollback_copies_nothing():
     assert layer.keys.data_ptr() == address
 
 
+def test_what_is_reserved_is_allocated_once():
+    layer = GrowingLayer()
+    layer.reserved = 5000
+    layer.update(tokens(10), tokens(10))
+    address = layer.keys.data_ptr()
+    for _ in range(9):
+        layer.update(tokens(500), tokens(500))
+    assert layer.keys.data_ptr() == address
+
+
 def test_a_fork_shares_storage_until_it_grows():
     layer = GrowingLayer()
     layer.update(tokens(10), tokens(10))

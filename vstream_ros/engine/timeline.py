@@ -97,6 +97,7 @@ class Timeline:
         reused = min(reused, len(self))
         todo = [index for index, span in enumerate(prompt.spans) if span[0] >= reused][:max_tubelets]
         report = SyncReport(reused, 0, 0, len(todo))
+        self._model.reserve(self.cache, len(prompt))
         for group in self._chunks(prompt, todo):
             checkpoint()
             features, encoded = self._vision.features([prompt.tubelets[i] for i in group])

@@ -156,6 +156,10 @@ class VideoModel(abc.ABC):
         """A cache with the first ``length`` tokens of ``cache``, on the same storage; nothing is copied."""
 
     @abc.abstractmethod
+    def reserve(self, cache: Any, length: int) -> None:
+        """Say that ``cache`` will hold ``length`` tokens, so that it need not grow more than once."""
+
+    @abc.abstractmethod
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Any) -> None:
         """Extend ``cache`` to the first ``end`` tokens of ``prompt``; ``features``: of the tubelets newly covered,
         wherever they are."""

@@ -26,6 +26,8 @@ class GrowingLayer(DynamicLayer):
         """Tokens that the storage takes."""
         self._shared = 0
         """Tokens that another cache reads from the same storage: never overwritten."""
+        self.reserved = 0
+        """Tokens that are expected in all: the next storage takes as many, so that it is the last one."""
 
     def fork(self, length: int) -> GrowingLayer:
         """Another layer of the first ``length`` tokens on the same storage; whoever changes them moves away first."""
@@ -51,7 +53,7 @@ class GrowingLayer(DynamicLayer):
         start = self.keys.shape[-2]
         end = start + key_states.shape[-2]
         if end > self._capacity or start < self._shared:
-            self._move(end + max(end // 8, SPARE_TOKENS))
+            self._move(max(end + max(end // 8, SPARE_TOKENS), self.reserved))
         self._key_storage[..., start:end, :] = key_states
         self._value_storage[..., start:end, :] = value_states
         self.keys, self.values = self._key_storage[..., :end, :], self._value_storage[..., :end, :]

@@ -25,7 +25,7 @@ from vstream_ros.errors import ModelFailedError
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import FrameSpec, GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.generation import run_generate
-from vstream_ros.models.kv_cache import GrowingLayer
+from vstream_ros.models.kv_cache import SPARE_TOKENS, GrowingLayer
 
 _ZERO_WIDTH_SPACE = "\u200b"
 PREFIXES = 4
@@ -324,6 +324,11 @@ class QwenVideoModel(VideoModel):
         if length:
             forked.layers = [layer.fork(length) for layer in cache.layers]
         return forked
+
+    def reserve(self, cache: Cache, length: int) -> None:
+        for layer in cache.layers:
+            if isinstance(layer, GrowingLayer):
+                layer.reserved = length + SPARE_TOKENS
 
     @torch.inference_mode()
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Cache) -> None:
