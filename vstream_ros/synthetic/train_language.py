@@ -34,7 +34,7 @@ objects are there, then the newest object, the one before it, the first one and 
 class LanguagePlan:
     """How long and how stage 2 trains. What the shipped checkpoint was trained with stands in its model card."""
 
-    steps: int = 6500
+    steps: int = 5600
     token_budget: int = 2400
     """Of video and question tokens in a batch, roughly: decides how many clips are in it."""
     questions: int = 12
