@@ -98,7 +98,8 @@ def test_without_the_video_it_says_what_to_pass(tmp_path, monkeypatch, content, 
 
 
 POLITE = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 print("up", flush=True)
 try:
     time.sleep(60)
