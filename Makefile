@@ -26,7 +26,7 @@ test: export HYPOTHESIS_STORAGE_DIRECTORY := build/.hypothesis
 help:
 	@echo 'make demo    replay coloured shapes to the node and check its answers (VIDEO=file MODEL=folder-or-hub-id QUESTION=text)'
 	@echo 'make test    lint, then the tests of all three tiers (TESTS="test/unit" for some; ROS_DISTRO=jazzy)'
-	@echo 'make bench   measure everything into build/bench*.json, on an otherwise idle machine: half an hour'
+	@echo 'make bench   measure everything into build/bench*.json, on an otherwise idle machine: an hour or more'
 	@echo 'make eval    how often vstream-tiny is right, by kind of question, into build/eval.json'
 	@echo 'make eval-node  whether the node answers as offline inference does, into build/eval_node.json: ten minutes'
 	@echo 'make train-tiny  train vstream-tiny into build/tiny: some hours, resumable'

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.equality import random_frame, random_question
+from benchmarks.latency import machine
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.synthetic.random_model import random_model
 
@@ -109,7 +109,7 @@ def run(tubelets: int) -> dict[str, Any]:
     first, last = (float(np.median(part)) for part in (costs[:quarter], costs[-quarter:]))
     warm = max(count for count in rss if count <= max(every, tubelets // 5))
     return {
-        "machine": f"{platform.machine()}, {platform.processor() or 'CPU'}, one thread, torch {torch.__version__}",
+        "machine": machine(),
         "tubelets": tubelets,
         "answers": status.answers,
         "failures": status.failures,

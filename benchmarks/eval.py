@@ -84,9 +84,10 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max((centre - spread) / (1 + z * z / n), 0.0), min((centre + spread) / (1 + z * z / n), 1.0)
 
 
-def clip_views(scene: Scene, tubelets: Sequence[Tubelet]) -> list[View]:
-    """What each tubelet of a memory's clip shows."""
-    return [sightings(scene, t.stamps_ns[0] / NANOSECONDS, t.stamps_ns[-1] / NANOSECONDS) for t in tubelets]
+def clip_views(scene: Scene, tubelets: Sequence[Tubelet], start_ns: int = 0) -> list[View]:
+    """What each tubelet of a memory's clip shows. ``start_ns``: stamp of the scene's second 0."""
+    times = [[(stamp - start_ns) / NANOSECONDS for stamp in tubelet.stamps_ns] for tubelet in tubelets]
+    return [sightings(scene, pair[0], pair[-1]) for pair in times]
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.equality import random_frame
+from benchmarks.eval import load
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.config import EngineConfig
 from vstream_ros.engine.segments import clip_segments
@@ -36,7 +37,7 @@ from vstream_ros.engine.types import Question
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import GenerationOptions
-from vstream_ros.models.loader import load_model, wrap_model
+from vstream_ros.models.loader import wrap_model
 from vstream_ros.models.qwen import QwenVideoModel
 from vstream_ros.synthetic.random_model import random_model
 from vstream_ros.synthetic.tiny_config import FRAME_SIZE
@@ -266,7 +267,7 @@ def main() -> None:
     longer = Contest(make_model(short=False))
     for count in args.tubelets:
         keep(measure_clip(longer, count, args.repeats, ["follow_up"]))
-    tiny = Contest(load_tiny(), FRAME_SIZE)
+    tiny = Contest(load("vstream-tiny"), FRAME_SIZE)
     for count in args.tubelets:
         keep(measure_clip(tiny, count, args.repeats))
     longest = max(args.tubelets)
@@ -282,14 +283,6 @@ def main() -> None:
 def machine() -> str:
     """What it ran on."""
     return f"{platform.machine()}, {platform.processor() or 'CPU'}, one thread, torch {torch.__version__}"
-
-
-def load_tiny() -> QwenVideoModel:
-    """The embedded model."""
-    return load_model(
-        "vstream-tiny", device="cpu", torch_dtype="float32", local_files_only=True,
-        min_pixels=56 * 56, max_pixels=SIDE * SIDE,
-    )
 
 
 def show(result: dict[str, Any]) -> None:

@@ -23,19 +23,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.eval import RATE_HZ
+from benchmarks.eval import RATE_HZ, clip_views
 from vstream_ros.demo.scene import START_NS, record_scene
 from vstream_ros.demo.session import TOPIC, Session, node_session, stamps_ns
 from vstream_ros.demo.shapes import play_whole
 from vstream_ros.engine import DelayedBatchInferenceEngine
 from vstream_ros.engine.config import EngineConfig
 from vstream_ros.engine.types import Question
-from vstream_ros.memory import NANOSECONDS, MemoryConfig, Tubelet
+from vstream_ros.memory import MemoryConfig
 from vstream_ros.replay.ask import feed
 from vstream_ros.replay.sources import open_source
 from vstream_ros.synthetic.questions import KINDS, QA, View, ask, readings, right
 from vstream_ros.synthetic.shapes_world import Scene
-from vstream_ros.synthetic.tubelets import sightings
 
 SEED = 9_500_000_000
 """Far from every seed of the training, and from those of ``benchmarks.eval``."""
@@ -81,12 +80,6 @@ def scenes(seed: int) -> Iterator[tuple[Scene, float]]:
         ends = [float(end_s // 1.0) for end_s in ends if 10.0 <= end_s <= scene.duration_s]
         if ends:
             yield scene, ends[-1]
-
-
-def tubelet_views(scene: Scene, tubelets: Sequence[Tubelet]) -> list[View]:
-    """What each tubelet of a clip over a recorded scene shows."""
-    times = [[(stamp - START_NS) / NANOSECONDS for stamp in tubelet.stamps_ns] for tubelet in tubelets]
-    return [sightings(scene, pair[0], pair[-1]) for pair in times]
 
 
 def questions(views: Sequence[View], wanted: Counter[str], rng: np.random.Generator) -> list[QA]:
@@ -141,7 +134,7 @@ def evaluate(model: str, per_kind: int, seed: int, workdir: Path, out: Console) 
                 frames += feed(engine, source, {TOPIC: CAMERA}).read
             shutil.rmtree(bag.parent)  # raw images: a scene takes up to half a gigabyte
             (clip,) = engine.clips()
-            qas = questions(tubelet_views(scene, clip.tubelets), wanted, rng)
+            qas = questions(clip_views(scene, clip.tubelets, START_NS), wanted, rng)
             for qa, node_text, engine_text in compare(session, engine, scene, qas, quiet):
                 tally = tallies[qa.kind]
                 tally.n += 1

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 from ros_client import DOMAIN
 
-from benchmarks.node_eval import CAMERA, PARAMETERS, SEED, compare, make_engine, questions, scenes, tubelet_views
-from vstream_ros.demo.scene import record_scene
+from benchmarks.eval import clip_views
+from benchmarks.node_eval import CAMERA, PARAMETERS, SEED, compare, make_engine, questions, scenes
+from vstream_ros.demo.scene import START_NS, record_scene
 from vstream_ros.demo.session import TOPIC, node_session
 from vstream_ros.demo.shapes import play_whole
 from vstream_ros.engine.types import Question
@@ -37,7 +38,7 @@ def test_the_node_answers_as_offline_inference_does(workdir):
         with open_source(bag) as source:
             read = feed(engine, source, {TOPIC: CAMERA}).read
         (clip,) = engine.clips()
-        qas = questions(tubelet_views(scene, clip.tubelets), WANTED, np.random.default_rng(1))
+        qas = questions(clip_views(scene, clip.tubelets, START_NS), WANTED, np.random.default_rng(1))
         assert len(qas) >= 8
         with node_session(workdir, "vstream-tiny", OUT, compressed=False, parameters=PARAMETERS) as session:
             play_whole(session, bag, 4.0, OUT)

@@ -23,7 +23,7 @@ class GrowingLayer(DynamicLayer):
         super().__init__()
         self._key_storage = self._value_storage = torch.empty(0)
         self._capacity = 0
-        """Tokens that the storage takes."""
+        """Tokens that the storage takes; 0 where it is another layer's, so that any update moves away."""
         self._shared = 0
         """Tokens that another cache reads from the same storage: never overwritten."""
         self.reserved = 0
@@ -36,7 +36,6 @@ class GrowingLayer(DynamicLayer):
             self._shared = max(self._shared, length)
             forked.dtype, forked.device = self.dtype, self.device
             forked.keys, forked.values = self.keys[..., :length, :], self.values[..., :length, :]
-            forked._shared = forked._capacity = length
             forked.is_initialized = True
         return forked
 
@@ -66,15 +65,20 @@ class GrowingLayer(DynamicLayer):
 
     def _move(self, capacity: int) -> None:
         """Copy what is held into storage of its own that takes ``capacity`` tokens."""
+        assert self.keys is not None
+        assert self.values is not None
         length = self.keys.shape[-2]
         # One after the other, so that no more than one of the old storages is there beside the new ones.
-        for name in ("key", "value"):
-            held = getattr(self, f"{name}s")
-            with torch.inference_mode(False):  # an inference tensor could be written to in inference mode only
-                storage = torch.empty(
-                    (*held.shape[:-2], capacity, held.shape[-1]), dtype=held.dtype, device=held.device
-                )
-            storage[..., :length, :] = held
-            setattr(self, f"_{name}_storage", storage)
-            setattr(self, f"{name}s", storage[..., :length, :])
+        self._key_storage = _roomier(self.keys, capacity)
+        self.keys = self._key_storage[..., :length, :]
+        self._value_storage = _roomier(self.values, capacity)
+        self.values = self._value_storage[..., :length, :]
         self._capacity, self._shared = capacity, 0
+
+
+def _roomier(held: torch.Tensor, capacity: int) -> torch.Tensor:
+    """A copy of ``held`` at the beginning of storage that takes ``capacity`` tokens."""
+    with torch.inference_mode(False):  # an inference tensor could be written to in inference mode only
+        storage = torch.empty((*held.shape[:-2], capacity, held.shape[-1]), dtype=held.dtype, device=held.device)
+    storage[..., : held.shape[-2], :] = held
+    return storage

@@ -25,6 +25,8 @@ NAME = (len(COLOURS) + 1, len(SHAPES) + 1)
 """Classes of an object's colour and shape; the last one: there is none."""
 HARD = ("before", "after", "total", "describe", "last", "ever")
 """Kinds that take the longest to learn; asked twice as often."""
+ODDS = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
+ODDS /= ODDS.sum()
 AUX_TARGETS: dict[int, tuple[int, ...]] = {2: (*NAME, 5), 4: (*NAME, *NAME, *NAME, 11)}
 """What a tubelet's last token tells after so many decoder layers: first what comes in this tubelet and how many
 objects are there, then the newest object, the one before it, the first one and how many there were in all."""
@@ -46,6 +48,10 @@ class LanguagePlan:
     learning_rate: float = 1.2e-3
     aux_weight: float = 1.0
     seed: int = 12
+
+    def clips(self, tubelets: int) -> int:
+        """How many clips of that length are in a batch."""
+        return max(self.token_budget // (CELLS[0] * CELLS[1] * tubelets + 20 * self.questions), 4)
 
 
 @dataclass(frozen=True)
@@ -272,14 +278,11 @@ def draw_batch(
 ) -> Batch:
     """Random clips of one random length with random questions."""
     tubelets = int(rng.integers(2, most + 1))
-    per_clip = 12 * tubelets + 20 * plan.questions
-    clips = [pool.clip(tubelets, rng, long_share) for _ in range(max(plan.token_budget // per_clip, 4))]
-    odds = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
-    odds /= odds.sum()
+    clips = [pool.clip(tubelets, rng, long_share) for _ in range(plan.clips(tubelets))]
     questions = []
     for clip in clips:
         facts = readings(clip.views)
-        kinds = rng.choice(list(KINDS), size=2 * plan.questions, p=odds)
+        kinds = rng.choice(list(KINDS), size=2 * plan.questions, p=ODDS)
         asked = [qa for kind in kinds if (qa := ask(str(kind), clip.views, rng, facts)) is not None]
         questions.append(asked[: plan.questions])
     return maker.batch(clips, questions)
@@ -326,8 +329,7 @@ def measure_language(model: Any, processor: Any, pool: FeaturePool, batches: int
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for _ in range(batches):
         tubelets = int(rng.integers(2, most + 1))
-        count = max(plan.token_budget // (12 * tubelets + 20 * plan.questions), 4)
-        clips = [pool.clip(tubelets, rng, 0.4) for _ in range(count)]
+        clips = [pool.clip(tubelets, rng, 0.4) for _ in range(plan.clips(tubelets))]
         questions = [ask_all(clip.views, rng) for clip in clips]
         batch = maker.batch(clips, questions)
         hidden, _ = forward(model, batch)

@@ -7,7 +7,6 @@ shapes and directions never.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,9 +199,3 @@ def _resume(folder: Path, tower: Any, heads: Heads, optimizer: torch.optim.Optim
     heads.load_state_dict(state["heads"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
-
-
-def log_line(started: float, step: int, figures: dict[str, float]) -> str:
-    """One line of a log file."""
-    parts = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
-    return f"{time.monotonic() - started:8.1f} s  step {step:5d}  {parts}\n"
