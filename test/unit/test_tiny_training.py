@@ -13,16 +13,16 @@ from rich.console import Console
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import Segment, TubeletFeatures
 from vstream_ros.models.loader import load_model, wrap_model
-from vstream_ros.synthetic.feature_pool import FeaturePool, join
-from vstream_ros.synthetic.questions import NUMBERS, QA, corpus
-from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES, Scene
-from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, MAX_PIXELS, MIN_PIXELS, VISION
+from vstream_ros.synthetic.feature_pool import Clip, FeaturePool, join
+from vstream_ros.synthetic.questions import NUMBERS, QA, ask_all, corpus
+from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES, Scene, Visit
+from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN, MAX_PIXELS, MIN_PIXELS, VISION
 from vstream_ros.synthetic.tiny_model import make_model, write_checkpoint
 from vstream_ros.synthetic.tower import encode_tubelets, patchify
 from vstream_ros.synthetic.train import train
-from vstream_ros.synthetic.train_language import BatchMaker, LanguagePlan, forward
-from vstream_ros.synthetic.train_vision import MOTIONS, PLACES, TubeletSampler, VisionPlan, label, mirror
-from vstream_ros.synthetic.tubelets import camera_frame, sightings
+from vstream_ros.synthetic.train_language import NEW, NOTHING, OLD, BatchMaker, LanguagePlan, forward
+from vstream_ros.synthetic.train_vision import IGNORE, MOTIONS, PLACES, TubeletSampler, VisionPlan, label, mirror
+from vstream_ros.synthetic.tubelets import Sighting, camera_frame, sightings
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,36 @@ def test_isolated_questions_get_the_logits_that_the_engine_computes(untrained, p
             ).last_hidden_state
         first_answer_token = int(((batch.owner[0] == number) & (batch.targets[0] >= 0)).nonzero()[0])
         torch.testing.assert_close(model.lm_head(last)[0, -1], logits[first_answer_token], atol=1e-5, rtol=1e-4)
+
+
+def test_each_objects_token_is_told_its_number(untrained):
+    model, processor = untrained
+    scene = Scene(4, 24.0, gap_s=2.0)
+    one, two, three = scene.visits[:3]
+
+    def seen(visit: Visit, x: float, part: float = 1.0) -> Sighting:
+        return Sighting(visit, part, part, x, 0.1, "nowhere")
+
+    views = (
+        (seen(one, 0.1),),
+        (seen(one, 0.3), seen(two, 0.9, part=0.4)),
+        (seen(two, 0.9), seen(three, 0.6)),
+        (seen(two, 0.1), seen(three, 0.2)),
+    )
+    tokens = CELLS[0] * CELLS[1]
+    clip = Clip(torch.zeros(4, tokens, HIDDEN), views, (0, 1, 2, 3))
+    batch = BatchMaker(processor, model.config.video_token_id).batch([clip], [ask_all(views, np.random.default_rng(0))])
+    novelty, number = (batch.token_targets[layer][0].reshape(4, tokens) for layer in (3, 5))
+    # The second object may have come with the second tubelet or with the third; in the last two stand in one token.
+    unknown = IGNORE
+    assert novelty[:, :4].tolist() == [
+        [NEW, NOTHING, NOTHING, NOTHING],
+        [NOTHING, OLD, NOTHING, unknown],
+        [NOTHING, NOTHING, NEW, unknown],
+        [unknown, NOTHING, NOTHING, NOTHING],
+    ]
+    assert (novelty[:, 4:] == NOTHING).all()
+    assert [(k, int(n)) for k, row in enumerate(number) for n in row if n != IGNORE] == [(0, 1), (1, 1)]
 
 
 def test_any_text_tokenises_and_words_are_short(untrained):

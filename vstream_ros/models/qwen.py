@@ -23,6 +23,7 @@ from transformers.video_utils import VideoMetadata
 
 from vstream_ros.errors import ModelFailedError
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.models.attention import folded_attention
 from vstream_ros.models.base import FrameSpec, GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.generation import run_generate
 from vstream_ros.models.kv_cache import SPARE_TOKENS, GrowingLayer
@@ -334,26 +335,25 @@ class QwenVideoModel(VideoModel):
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Cache) -> None:
         features = [item.to(self.device) for item in features]
         start = cache.get_seq_length()
-        self.model.model(
-            input_ids=torch.from_numpy(prompt.input_ids[None, start:end]).to(self.device),
-            position_ids=torch.from_numpy(prompt.position_ids[:, None, start:end]).to(self.device),
-            attention_mask=torch.ones(1, end, dtype=torch.long, device=self.device),
-            past_key_values=cache,
-            mm_encoder_outputs={"video": self.join_features(features)} if features else None,
-            use_cache=True,
-        )
+        with folded_attention(self.model.config.get_text_config()):
+            self.model.model(
+                input_ids=torch.from_numpy(prompt.input_ids[None, start:end]).to(self.device),
+                position_ids=torch.from_numpy(prompt.position_ids[:, None, start:end]).to(self.device),
+                attention_mask=torch.ones(1, end, dtype=torch.long, device=self.device),
+                past_key_values=cache,
+                mm_encoder_outputs={"video": self.join_features(features)} if features else None,
+                use_cache=True,
+            )
 
     def generate(self, prompt: Prompt, cache: Cache, options: GenerationOptions) -> list[int]:
-        return run_generate(
-            self.model,
-            {
-                "input_ids": torch.from_numpy(prompt.input_ids[None]).to(self.device),
-                "attention_mask": torch.ones(1, len(prompt), dtype=torch.long, device=self.device),
-                "position_ids": torch.from_numpy(prompt.position_ids[:, None]).to(self.device),
-                "past_key_values": cache,
-            },
-            options,
-        )
+        inputs = {
+            "input_ids": torch.from_numpy(prompt.input_ids[None]).to(self.device),
+            "attention_mask": torch.ones(1, len(prompt), dtype=torch.long, device=self.device),
+            "position_ids": torch.from_numpy(prompt.position_ids[:, None]).to(self.device),
+            "past_key_values": cache,
+        }
+        with folded_attention(self.model.config.get_text_config()):
+            return run_generate(self.model, inputs, options)
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True))

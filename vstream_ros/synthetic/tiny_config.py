@@ -34,7 +34,7 @@ VISION: dict[str, Any] = {
 TEXT: dict[str, Any] = {
     "hidden_size": HIDDEN,
     "intermediate_size": 384,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": CONTEXT,

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from vstream_ros.synthetic.feature_pool import Clip, FeaturePool
-from vstream_ros.synthetic.questions import KINDS, NONE, QA, ask, ask_all, readings, running
+from vstream_ros.synthetic.questions import KINDS, NONE, QA, Running, ask, ask_all, readings, running
 from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES
 from vstream_ros.synthetic.tiny_config import CELLS, HIDDEN, TOKENS_PER_SECOND
-from vstream_ros.synthetic.train_vision import IGNORE, save_atomically, schedule
+from vstream_ros.synthetic.train_vision import IGNORE, save_atomically, schedule, token_of
 
 NAME = (len(COLOURS) + 1, len(SHAPES) + 1)
 """Classes of an object's colour and shape; the last one: there is none."""
@@ -27,22 +27,29 @@ HARD = ("before", "after", "total", "describe", "last", "ever")
 """Kinds that take the longest to learn; asked twice as often."""
 ODDS = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
 ODDS /= ODDS.sum()
-AUX_TARGETS: dict[int, tuple[int, ...]] = {2: (*NAME, 5), 4: (*NAME, *NAME, *NAME, 11)}
+TUBELET_TARGETS: dict[int, tuple[int, ...]] = {3: (*NAME, 5), 4: (11,), 6: (*NAME, *NAME, *NAME, 11)}
 """What a tubelet's last token tells after so many decoder layers: first what comes in this tubelet and how many
-objects are there, then the newest object, the one before it, the first one and how many there were in all."""
+objects are there; then how many there were in all; then the newest object, the one before it, the first one and again
+how many there were."""
+TOKEN_TARGETS: dict[int, int] = {3: 3, 5: 11}
+"""What the token with an object's centre tells: first whether the object is new, old, or there is none; then the
+how-manieth it is. With its number on each of its tokens, what came before or after it is found however far away."""
+NOTHING, NEW, OLD = 0, 1, 2
+NOTHING_WEIGHT = 0.1
+"""In the loss: most tokens have no object."""
 
 
 @dataclass(frozen=True)
 class LanguagePlan:
     """How long and how stage 2 trains. What the shipped checkpoint was trained with stands in its model card."""
 
-    steps: int = 5600
+    steps: int = 7200
     token_budget: int = 2400
     """Of video and question tokens in a batch, roughly: decides how many clips are in it."""
-    questions: int = 12
+    questions: int = 8
     """For each clip."""
     stages: tuple[tuple[float, int, float], ...] = (
-        (0.0, 4, 0.0), (0.1, 8, 0.1), (0.25, 16, 0.3), (0.45, 28, 0.5), (0.8, 40, 0.5),
+        (0.0, 4, 0.0), (0.08, 8, 0.1), (0.2, 16, 0.3), (0.4, 28, 0.5), (0.75, 40, 0.5),
     )
     """(from this part of the steps on, tubelets at most, share of long memories)."""
     learning_rate: float = 1.2e-3
@@ -74,8 +81,10 @@ class Batch:
     """(B, Q): the token that follows; IGNORE outside of answers."""
     weights: torch.Tensor
     """(B, Q): of each target in the loss."""
-    aux: dict[int, torch.Tensor]
+    tubelet_targets: dict[int, torch.Tensor]
     """By decoder layer: (B, tubelets, targets) classes."""
+    token_targets: dict[int, torch.Tensor]
+    """By decoder layer: (B, video tokens) classes."""
 
 
 class BatchMaker:
@@ -130,6 +139,9 @@ class BatchMaker:
             ids[k, :length], owner[k, :length] = torch.tensor(q_ids), torch.tensor(q_owner)
             targets[k, :length], weights[k, :length] = torch.tensor(q_targets), torch.tensor(q_weights)
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+        states = [running(clip.views) for clip in clips]
+        of_tubelets = [_tubelet_labels(clip, state) for clip, state in zip(clips, states, strict=True)]
+        of_tokens = [_token_labels(clip, state) for clip, state in zip(clips, states, strict=True)]
         return Batch(
             prefix_ids=torch.tensor([prefix] * size),
             features=torch.stack([clip.features for clip in clips]).flatten(1, 2),
@@ -139,7 +151,8 @@ class BatchMaker:
             owner=owner,
             targets=targets,
             weights=weights,
-            aux={layer: torch.tensor([_aux_labels(clip)[layer] for clip in clips]) for layer in AUX_TARGETS},
+            tubelet_targets={k: torch.tensor([labels[k] for labels in of_tubelets]) for k in TUBELET_TARGETS},
+            token_targets={k: torch.from_numpy(np.stack([labels[k] for labels in of_tokens])) for k in TOKEN_TARGETS},
         )
 
     def _pack(self, qas: Sequence[QA]) -> tuple[list[int], list[int], list[int], list[float], list[int]]:
@@ -160,15 +173,37 @@ class BatchMaker:
         return ids, owner, targets, weights, offsets
 
 
-def _aux_labels(clip: Clip) -> dict[int, list[list[int]]]:
-    """By decoder layer, by tubelet: classes of ``AUX_TARGETS``."""
-    labels: dict[int, list[list[int]]] = {layer: [] for layer in AUX_TARGETS}
-    for view, state in zip(clip.views, running(clip.views), strict=True):
+def _tubelet_labels(clip: Clip, states: Sequence[Running]) -> dict[int, list[list[int]]]:
+    """By decoder layer, by tubelet: classes of ``TUBELET_TARGETS``."""
+    labels: dict[int, list[list[int]]] = {layer: [] for layer in TUBELET_TARGETS}
+    for view, state in zip(clip.views, states, strict=True):
         here, perhaps = sum(s.here for s in view), sum(s.glimpsed for s in view)
-        labels[2].append([*_name_classes(state.arrived), here if here == perhaps else IGNORE])
+        total = IGNORE if state.total is None else min(state.total, 10)
+        labels[3].append([*_name_classes(state.arrived), here if here == perhaps else IGNORE])
+        labels[4].append([total])
         names = [c for name in (state.newest, state.previous, state.first) for c in _name_classes(name)]
-        labels[4].append([*names, IGNORE if state.total is None else min(state.total, 10)])
+        labels[6].append([*names, total])
     return labels
+
+
+def _token_labels(clip: Clip, states: Sequence[Running]) -> dict[int, np.ndarray]:
+    """By decoder layer: classes of ``TOKEN_TARGETS``, (video tokens,) int64."""
+    tokens = CELLS[0] * CELLS[1]
+    novelty = np.full((len(states), tokens), NOTHING)
+    number = np.full((len(states), tokens), IGNORE)
+    for k, (view, state) in enumerate(zip(clip.views, states, strict=True)):
+        for sighting in view:
+            token = token_of(sighting)
+            taken = novelty[k, token] != NOTHING
+            novelty[k, token] = number[k, token] = IGNORE
+            if taken or not sighting.seen:
+                continue
+            new, how_manieth = state.objects[sighting.visit.name]
+            if new is not None:
+                novelty[k, token] = NEW if new else OLD
+            if how_manieth is not None:
+                number[k, token] = min(how_manieth, 10)
+    return {3: novelty.ravel(), 5: number.ravel()}
 
 
 def _name_classes(name: str | None) -> tuple[int, int]:
@@ -181,34 +216,48 @@ def _name_classes(name: str | None) -> tuple[int, int]:
 
 
 class AuxHeads(nn.Module):
-    """What has happened so far, read from each tubelet's last token and, for the whole clip, from the token that ends
-    the video; thrown away after training."""
+    """What has happened so far, read from the tokens with objects, from each tubelet's last token and, for the whole
+    clip, from the token that ends the video; thrown away after training."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norms = nn.ModuleDict({str(layer): nn.RMSNorm(HIDDEN) for layer in AUX_TARGETS})
-        self.outs = nn.ModuleDict({str(layer): nn.Linear(HIDDEN, sum(sizes)) for layer, sizes in AUX_TARGETS.items()})
+        layers = sorted({*TUBELET_TARGETS, *TOKEN_TARGETS})
+        self.norms = nn.ModuleDict({str(layer): nn.RMSNorm(HIDDEN) for layer in layers})
+        self.tubelets = nn.ModuleDict({str(k): nn.Linear(HIDDEN, sum(sizes)) for k, sizes in TUBELET_TARGETS.items()})
+        self.tokens = nn.ModuleDict({str(k): nn.Linear(HIDDEN, classes) for k, classes in TOKEN_TARGETS.items()})
 
-    def loss(self, kept: dict[int, torch.Tensor], labels: dict[int, torch.Tensor]) -> torch.Tensor:
+    def loss(self, kept: dict[int, torch.Tensor], batch: Batch) -> torch.Tensor:
         """``kept``: as ``forward`` returns it."""
         losses = []
-        for layer, sizes in AUX_TARGETS.items():
-            tokens, tubelets = CELLS[0] * CELLS[1], labels[layer].shape[1]
-            ends = kept[layer][:, -1 - tokens * tubelets : -1][:, tokens - 1 :: tokens]
-            for hidden, known in ((ends, labels[layer]), (kept[layer][:, -1:], labels[layer][:, -1:])):
-                parts = self.outs[str(layer)](self.norms[str(layer)](hidden.float())).split(sizes, dim=-1)
-                for k, logits in enumerate(parts):
-                    target = known[..., k]
-                    if (target >= 0).any():
-                        losses.append(nn.functional.cross_entropy(logits[target >= 0], target[target >= 0]))
-        return torch.stack(losses).mean() if losses else next(iter(kept.values())).new_zeros(())
+        tokens, count = CELLS[0] * CELLS[1], batch.features.shape[1]
+        for layer, states in kept.items():
+            normed = self.norms[str(layer)](states)
+            video = normed[:, -1 - count : -1]
+            if layer in TOKEN_TARGETS:
+                weight = torch.ones(TOKEN_TARGETS[layer])
+                weight[NOTHING] = NOTHING_WEIGHT
+                losses.append(_cross_entropy(self.tokens[str(layer)](video), batch.token_targets[layer], weight))
+            if layer in TUBELET_TARGETS:
+                labels = batch.tubelet_targets[layer]
+                for hidden, known in ((video[:, tokens - 1 :: tokens], labels), (normed[:, -1:], labels[:, -1:])):
+                    parts = self.tubelets[str(layer)](hidden).split(TUBELET_TARGETS[layer], dim=-1)
+                    losses += [_cross_entropy(logits, known[..., k]) for k, logits in enumerate(parts)]
+        return torch.stack([loss for loss in losses if loss is not None]).mean()
+
+
+def _cross_entropy(
+    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
+) -> torch.Tensor | None:
+    """Over what can be told; None where nothing can."""
+    known = target >= 0
+    return nn.functional.cross_entropy(logits[known], target[known], weight=weight) if known.any() else None
 
 
 def forward(
     model: Any, batch: Batch, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """The language model on a batch: (final hidden states of the questions (B, Q, hidden); by layer of ``AUX_TARGETS``
-    those of the prefix and of the first question's first token, which ends the video (B, V + 1, hidden)).
+    """The language model on a batch: (final hidden states of the questions (B, Q, hidden); by layer with auxiliary
+    targets those of the prefix and of the first question's first token, which ends the video (B, V + 1, hidden)).
 
     The same as the model's own forward on each question apart. ``dtype``: of the large matrix products; bfloat16 is
     several times as quick where the CPU has it. Attention is float32: finding the newest tubelet takes sharp scores.
@@ -236,7 +285,7 @@ def forward(
         normed = layer.post_attention_layernorm(states).to(dtype)
         gated = nn.functional.silu(_linear(normed, mlp.gate_proj, dtype)) * _linear(normed, mlp.up_proj, dtype)
         states = states + _linear(gated, mlp.down_proj, dtype)
-        if number + 1 in AUX_TARGETS:
+        if number + 1 in TUBELET_TARGETS or number + 1 in TOKEN_TARGETS:
             kept[number + 1] = states[:, : cut + 1]
     return text.norm(states), kept
 
@@ -263,14 +312,9 @@ def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Grouped-query attention; all (B, tokens, heads, head size) float32, the result (B, tokens, heads x head size)."""
-    groups = query.shape[2] // key.shape[2]
-    # Query heads of one group under one another: one product per key head.
-    size, rows, _, width = query.shape
-    stacked = query.unflatten(2, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    scores = (stacked @ key.permute(0, 2, 3, 1)).unflatten(2, (groups, rows)) * width**-0.5
-    weights = (scores + bias[:, None, None]).softmax(-1).flatten(2, 3)
-    mixed = (weights @ value.transpose(1, 2)).unflatten(2, (groups, rows))
-    return mixed.permute(0, 3, 1, 2, 4).reshape(size, rows, -1)
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+    mixed = nn.functional.scaled_dot_product_attention(query, key, value, bias[:, None], enable_gqa=True)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 def draw_batch(
@@ -366,7 +410,7 @@ def _step(
     losses = nn.functional.cross_entropy(logits, batch.targets[known], reduction="none")
     weights = batch.weights[known]
     loss = (losses * weights).sum() / weights.sum()
-    aux = heads.loss(kept, batch.aux)
+    aux = heads.loss(kept, batch)
     for optimizer in optimizers:
         optimizer.zero_grad()
     (loss + plan.aux_weight * aux).backward()

@@ -45,13 +45,10 @@ class VisionPlan:
 
 def label(seen: tuple[Sighting, ...]) -> np.ndarray:
     """(tokens, len(TARGETS)) classes of one tubelet's tokens; IGNORE where nothing can be told."""
-    rows, columns = CELLS
-    table = np.full((rows, columns, len(TARGETS)), IGNORE, dtype=np.int64)
-    table[..., 0] = 0
+    table = np.full((CELLS[0] * CELLS[1], len(TARGETS)), IGNORE, dtype=np.int64)
+    table[:, 0] = 0
     for sighting in seen:
-        row = min(max(int(sighting.y * columns), 0), rows - 1)
-        column = min(max(int(sighting.x * columns), 0), columns - 1)
-        cell = table[row, column]
+        cell = table[token_of(sighting)]
         if not sighting.seen:
             if sighting.glimpsed:
                 cell[0] = IGNORE
@@ -65,7 +62,14 @@ def label(seen: tuple[Sighting, ...]) -> np.ndarray:
         cell[3] = IGNORE if sighting.motion is None else MOTIONS.index(sighting.motion)
         if sighting.here and sighting.place is not None:
             cell[4] = PLACES.index(sighting.place)
-    return table.reshape(rows * columns, -1)
+    return table
+
+
+def token_of(sighting: Sighting) -> int:
+    """Number of the tubelet's token that has the object's centre, or is nearest to it."""
+    rows, columns = CELLS
+    row = min(max(int(sighting.y * columns), 0), rows - 1)
+    return row * columns + min(max(int(sighting.x * columns), 0), columns - 1)
 
 
 def mirror(frames: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

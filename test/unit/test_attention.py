@@ -1,0 +1,89 @@
+"""Attention that leaves the cache where it is: transformers' own result, and only where the engine asks for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.models import attention
+from vstream_ros.models.attention import FOLDED, STOCK, additive_mask, folded_attention, folded_sdpa
+from vstream_ros.models.base import GenerationOptions, Segment
+from vstream_ros.models.qwen import QwenVideoModel
+
+SIZE = 8
+
+
+class Layer(torch.nn.Module):
+    is_causal = True
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.num_key_value_groups = groups
+
+
+def masks(rows: int, tokens: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Of ``rows`` new tokens behind a cache: transformers' and ours."""
+    arguments = {"batch_size": 1, "q_length": rows, "kv_length": tokens, "q_offset": tokens - rows}
+    return sdpa_mask(**arguments), additive_mask(**arguments)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (1, 40), (14, 14), (14, 300), (55, 56), (64, 256)])
+def test_it_is_what_repeated_heads_give(groups, rows, tokens):
+    torch.manual_seed(rows)
+    query = torch.randn(1, 4, rows, SIZE)
+    key, value = torch.randn(2, 1, 4 // groups, tokens, SIZE)
+    theirs, ours = masks(rows, tokens)
+    expected, _ = sdpa_attention_forward(Layer(groups), query, key, value, theirs, scaling=0.4)
+    got, weights = folded_sdpa(Layer(groups), query, key, value, ours, scaling=0.4)
+    assert weights is None
+    torch.testing.assert_close(got, expected)
+    if tokens > rows > 1:
+        # The same with the heads' rows in another order, or a token more or less to see, is something else.
+        swapped, _ = folded_sdpa(Layer(groups), query.flip(1), key, value, ours, scaling=0.4)
+        assert (swapped - expected).abs().max() > 0.01
+        shifted, _ = folded_sdpa(Layer(groups), query, key, value, masks(rows, tokens)[1].roll(1, -1), scaling=0.4)
+        assert (shifted - expected).abs().max() > 0.01
+
+
+def test_only_our_own_calls_use_it(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch):
+    """What answers are compared with is transformers as it is, also after a call of ours that failed."""
+    from transformers import AttentionInterface
+
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args[1].shape[2])
+        return folded_sdpa(*args, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, FOLDED, counted)
+    model = any_model
+    height, width = model.frame_spec.fit(56, 56)
+    frames = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8).numpy()
+    tubelets = tuple(
+        Tubelet(id=k, camera="", frames=frames, stamps_ns=(), time_ns=k * NANOSECONDS, importance=0.0) for k in range(3)
+    )
+    segments = [Segment(tubelets, 1.0, 0)]
+    native = model.native_generate(segments, "what?", GenerationOptions(4), true_time=True)
+    assert calls == []
+    prompt = model.build_prompt(segments, "what?", true_time=True)
+    cache = model.new_cache()
+    model.prefill(prompt, prompt.prefix_length, model.encode(tubelets), cache)
+    assert model.generate(prompt, cache, GenerationOptions(4)) == native
+    assert len(prompt) - prompt.prefix_length in calls
+    count = len(calls)
+    with pytest.raises(RuntimeError), folded_attention(model.model.config.get_text_config()):
+        raise RuntimeError
+    assert model.model.config.get_text_config()._attn_implementation == STOCK
+    assert model.native_generate(segments, "what?", GenerationOptions(4), true_time=True) == native
+    assert len(calls) == count
+
+
+def test_another_implementation_is_left_alone(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch):
+    config = any_model.model.config.get_text_config()
+    monkeypatch.setattr(config, "_attn_implementation_internal", "eager")
+    with attention.folded_attention(config):
+        assert config._attn_implementation == "eager"
