@@ -39,6 +39,7 @@ def train(
     *,
     held_out: int = HELD_OUT,
     batches: int = 40,
+    compiled: bool = False,
 ) -> None:
     """Both stages, and the checkpoint into ``folder``.
 
@@ -50,6 +51,7 @@ def train(
         console: for progress and the last figures.
         held_out: scenes of each sort that the last figures are taken on.
         batches: of held-out clips for the last figures.
+        compiled: stage 2 by torch.compile.
     """
     state = folder / "training"
     state.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,8 @@ def train(
         fresh.load_or_grow(state / "held_out.pt", held_out, held_out, lambda: progress.advance(task))
         progress.update(task, completed=sum(scenes) + 2 * held_out)
         task = progress.add_task("language model", total=language.steps, figures="")
-        train_language(model, processor, pool, state, language, _reporter(progress, task, state / "language.log"))
+        report = _reporter(progress, task, state / "language.log")
+        train_language(model, processor, pool, state, language, report, compiled=compiled)
     write_checkpoint(model, processor, folder)
     figures["language"] = measure_language(model, processor, fresh, batches)
     (state / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
@@ -107,13 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--vision-steps", type=int, default=VisionPlan.steps, metavar="N", help="(default %(default)s)")
     add("--language-steps", type=int, default=LanguagePlan.steps, metavar="N", help="(default %(default)s)")
     add("--scenes", type=int, nargs=2, default=(DENSE_SCENES, LONG_SCENES), metavar=("DENSE", "LONG"))
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the language model's layers: takes a C++ compiler, and a third off the time of a step",
+    )
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     np.seterr(all="raise", under="ignore")
     vision = dataclasses.replace(VisionPlan(), steps=args.vision_steps)
     language = dataclasses.replace(LanguagePlan(), steps=args.language_steps)
-    train(args.out, vision, language, (args.scenes[0], args.scenes[1]), Console())
+    train(args.out, vision, language, (args.scenes[0], args.scenes[1]), Console(), compiled=args.compile)
     return 0
 
 

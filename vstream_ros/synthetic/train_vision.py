@@ -67,9 +67,14 @@ def label(seen: tuple[Sighting, ...]) -> np.ndarray:
 
 def token_of(sighting: Sighting) -> int:
     """Number of the tubelet's token that has the object's centre, or is nearest to it."""
+    return token_at(sighting.x, sighting.y)
+
+
+def token_at(x: float, y: float) -> int:
+    """The same of a point, in widths."""
     rows, columns = CELLS
-    row = min(max(int(sighting.y * columns), 0), rows - 1)
-    return row * columns + min(max(int(sighting.x * columns), 0), columns - 1)
+    row = min(max(int(y * columns), 0), rows - 1)
+    return row * columns + min(max(int(x * columns), 0), columns - 1)
 
 
 def mirror(frames: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
