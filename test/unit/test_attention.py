@@ -9,7 +9,14 @@ from transformers.masking_utils import sdpa_mask
 
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models import attention
-from vstream_ros.models.attention import FOLDED, STOCK, additive_mask, folded_attention, folded_sdpa
+from vstream_ros.models.attention import (
+    GROUPED,
+    STOCK,
+    additive_mask,
+    folded_sdpa,
+    grouped_attention,
+    grouped_sdpa,
+)
 from vstream_ros.models.base import GenerationOptions, Segment
 from vstream_ros.models.qwen import QwenVideoModel
 
@@ -38,15 +45,20 @@ def test_it_is_what_repeated_heads_give(groups, rows, tokens):
     key, value = torch.randn(2, 1, 4 // groups, tokens, SIZE)
     theirs, ours = masks(rows, tokens)
     expected, _ = sdpa_attention_forward(Layer(groups), query, key, value, theirs, scaling=0.4)
-    got, weights = folded_sdpa(Layer(groups), query, key, value, ours, scaling=0.4)
+    got, weights = grouped_sdpa(Layer(groups), query, key, value, ours, scaling=0.4)
     assert weights is None
     torch.testing.assert_close(got, expected)
-    if tokens > rows > 1:
-        # The same with the heads' rows in another order, or a token more or less to see, is something else.
-        swapped, _ = folded_sdpa(Layer(groups), query.flip(1), key, value, ours, scaling=0.4)
-        assert (swapped - expected).abs().max() > 0.01
-        shifted, _ = folded_sdpa(Layer(groups), query, key, value, masks(rows, tokens)[1].roll(1, -1), scaling=0.4)
-        assert (shifted - expected).abs().max() > 0.01
+    if ours is None:
+        return
+    folded = folded_sdpa(query, key, value, ours, 0.4).transpose(1, 2)
+    torch.testing.assert_close(folded, expected)
+    if tokens > rows:
+        # With another order of the heads, or with the mask one token off, it is something else.
+        for wrong in (
+            folded_sdpa(query.flip(1), key, value, ours, 0.4),
+            folded_sdpa(query, key, value, ours.roll(1, -1), 0.4),
+        ):
+            assert (wrong.transpose(1, 2) - expected).abs().max() > 0.01
 
 
 def test_only_our_own_calls_use_it(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch):
@@ -57,9 +69,9 @@ def test_only_our_own_calls_use_it(any_model: QwenVideoModel, monkeypatch: pytes
 
     def counted(*args, **kwargs):
         calls.append(args[1].shape[2])
-        return folded_sdpa(*args, **kwargs)
+        return grouped_sdpa(*args, **kwargs)
 
-    monkeypatch.setitem(AttentionInterface._global_mapping, FOLDED, counted)
+    monkeypatch.setitem(AttentionInterface._global_mapping, GROUPED, counted)
     model = any_model
     height, width = model.frame_spec.fit(56, 56)
     frames = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8).numpy()
@@ -75,7 +87,7 @@ def test_only_our_own_calls_use_it(any_model: QwenVideoModel, monkeypatch: pytes
     assert model.generate(prompt, cache, GenerationOptions(4)) == native
     assert len(prompt) - prompt.prefix_length in calls
     count = len(calls)
-    with pytest.raises(RuntimeError), folded_attention(model.model.config.get_text_config()):
+    with pytest.raises(RuntimeError), grouped_attention(model.model.config.get_text_config()):
         raise RuntimeError
     assert model.model.config.get_text_config()._attn_implementation == STOCK
     assert model.native_generate(segments, "what?", GenerationOptions(4), true_time=True) == native
@@ -85,5 +97,5 @@ def test_only_our_own_calls_use_it(any_model: QwenVideoModel, monkeypatch: pytes
 def test_another_implementation_is_left_alone(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch):
     config = any_model.model.config.get_text_config()
     monkeypatch.setattr(config, "_attn_implementation_internal", "eager")
-    with attention.folded_attention(config):
+    with attention.grouped_attention(config):
         assert config._attn_implementation == "eager"

@@ -23,7 +23,7 @@ from transformers.video_utils import VideoMetadata
 
 from vstream_ros.errors import ModelFailedError
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
-from vstream_ros.models.attention import folded_attention
+from vstream_ros.models.attention import grouped_attention
 from vstream_ros.models.base import FrameSpec, GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.generation import run_generate
 from vstream_ros.models.kv_cache import SPARE_TOKENS, GrowingLayer
@@ -335,7 +335,7 @@ class QwenVideoModel(VideoModel):
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Cache) -> None:
         features = [item.to(self.device) for item in features]
         start = cache.get_seq_length()
-        with folded_attention(self.model.config.get_text_config()):
+        with grouped_attention(self.model.config.get_text_config()):
             self.model.model(
                 input_ids=torch.from_numpy(prompt.input_ids[None, start:end]).to(self.device),
                 position_ids=torch.from_numpy(prompt.position_ids[:, None, start:end]).to(self.device),
@@ -352,7 +352,7 @@ class QwenVideoModel(VideoModel):
             "position_ids": torch.from_numpy(prompt.position_ids[:, None]).to(self.device),
             "past_key_values": cache,
         }
-        with folded_attention(self.model.config.get_text_config()):
+        with grouped_attention(self.model.config.get_text_config()):
             return run_generate(self.model, inputs, options)
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
