@@ -248,7 +248,7 @@ class Running:
     total: int | None
     """How many objects have been seen."""
     objects: dict[str, tuple[bool | None, int | None]]
-    """Of each object that this tubelet shows: is it new, and the how-manieth is it, from 1."""
+    """Of each object that this tubelet shows: is it new, and its number in the order of arrival, from 1."""
 
 
 def running(views: Sequence[View]) -> list[Running]:

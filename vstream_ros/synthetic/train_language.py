@@ -33,8 +33,9 @@ TUBELET_TARGETS: dict[int, tuple[int, ...]] = {3: (*NAME, 5), 4: (11,), 6: (*NAM
 objects are there; then how many there were in all; then the newest object, the one before it, the first one and again
 how many there were."""
 TOKEN_TARGETS: dict[int, int] = {3: 3, 5: 11}
-"""What the token with an object's centre tells: first whether the object is new, old, or there is none; then the
-how-manieth it is. With its number on each of its tokens, what came before or after it is found however far away."""
+"""What the token with an object's centre tells: first whether the object is new, old, or there is none; then its
+number in the order of arrival. With that on each of its tokens, what came before or after it is found however far
+away."""
 NOTHING, NEW, OLD = 0, 1, 2
 NOTHING_WEIGHT = 0.1
 """In the loss: most tokens have no object."""
@@ -199,11 +200,11 @@ def _token_labels(clip: Clip, states: Sequence[Running]) -> dict[int, np.ndarray
             novelty[k, [token, *_next_to(sighting)]] = number[k, token] = IGNORE
             if taken or not sighting.seen:
                 continue
-            new, how_manieth = state.objects[sighting.visit.name]
+            new, arrival = state.objects[sighting.visit.name]
             if new is not None:
                 novelty[k, token] = NEW if new else OLD
-            if how_manieth is not None:
-                number[k, token] = min(how_manieth, 10)
+            if arrival is not None:
+                number[k, token] = min(arrival, 10)
     return {3: novelty.ravel(), 5: number.ravel()}
 
 
