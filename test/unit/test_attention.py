@@ -8,7 +8,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
-from vstream_ros.models import attention
 from vstream_ros.models.attention import (
     GROUPED,
     STOCK,
@@ -97,5 +96,5 @@ def test_only_our_own_calls_use_it(any_model: QwenVideoModel, monkeypatch: pytes
 def test_another_implementation_is_left_alone(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch):
     config = any_model.model.config.get_text_config()
     monkeypatch.setattr(config, "_attn_implementation_internal", "eager")
-    with attention.grouped_attention(config):
+    with grouped_attention(config):
         assert config._attn_implementation == "eager"

@@ -16,7 +16,7 @@ from vstream_ros.models.loader import load_model, wrap_model
 from vstream_ros.synthetic.feature_pool import Clip, FeaturePool, join
 from vstream_ros.synthetic.questions import NUMBERS, QA, ask_all, corpus
 from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES, Scene, Visit
-from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN, MAX_PIXELS, MIN_PIXELS, VISION
+from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN, MAX_PIXELS, MIN_PIXELS, TOKENS, VISION
 from vstream_ros.synthetic.tiny_model import make_model, write_checkpoint
 from vstream_ros.synthetic.tower import encode_tubelets, patchify
 from vstream_ros.synthetic.train import train
@@ -63,7 +63,7 @@ def test_batched_tower_is_the_models_own(untrained):
     with torch.no_grad():
         own = model.model.visual(pixels, grid_thw=grid).pooler_output
         quick = encode_tubelets(model.model.visual, frames)
-    assert quick.shape == (5, CELLS[0] * CELLS[1], own.shape[-1])
+    assert quick.shape == (5, TOKENS, own.shape[-1])
     torch.testing.assert_close(quick.flatten(0, 1), own, atol=1e-5, rtol=1e-4)
 
 
@@ -111,10 +111,9 @@ def test_each_objects_token_is_told_its_number(untrained):
         (seen(two, 0.9), seen(three, 0.6)),
         (seen(two, 0.1), seen(three, 0.2)),
     )
-    tokens = CELLS[0] * CELLS[1]
-    clip = Clip(torch.zeros(4, tokens, HIDDEN), views, (0, 1, 2, 3))
+    clip = Clip(torch.zeros(4, TOKENS, HIDDEN), views, (0, 1, 2, 3))
     batch = BatchMaker(processor, model.config.video_token_id).batch([clip], [ask_all(views, np.random.default_rng(0))])
-    novelty, number = (batch.token_targets[layer][0].reshape(4, tokens) for layer in (3, 5))
+    novelty, number = (batch.token_targets[layer][0].reshape(4, TOKENS) for layer in (3, 5))
     # The second object may have come with the second tubelet or with the third; in the last two stand in one token.
     unknown = IGNORE
     assert novelty[:, :4].tolist() == [

@@ -45,13 +45,12 @@ def grouped_sdpa(
     """
     heads, rows, size = query.shape[1:]
     key_heads = key.shape[1]
-    if heads == key_heads or attention_mask is None or attention_mask.shape[1] != 1:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if query.device.type == "cpu":
+    copies = heads != key_heads and attention_mask is not None and attention_mask.shape[1] == 1
+    if copies and query.device.type == "cpu":
         mixed = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True
         )
-    elif rows <= 2 * key_heads * size:
+    elif copies and rows <= 2 * key_heads * size:
         mixed = folded_sdpa(query, key, value, attention_mask, scaling)
     else:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

@@ -109,7 +109,8 @@ class QwenVideoModel(VideoModel):
             max_pixels=max_pixels,
             temporal_patch_size=vision.temporal_patch_size,
         )
-        self.context_length = model.config.get_text_config().max_position_embeddings
+        self._text_config = model.config.get_text_config()
+        self.context_length = self._text_config.max_position_embeddings
         by_device: Counter[torch.device] = Counter()
         for tensor in (*model.parameters(), *model.buffers()):
             by_device[tensor.device] += tensor.numel() * tensor.element_size()
@@ -293,7 +294,7 @@ class QwenVideoModel(VideoModel):
         return BaseModelOutputWithPooling(pooler_output=[f.embeds for f in features])
 
     def new_cache(self) -> Cache:
-        config = self.model.config.get_text_config()
+        config = self._text_config
         if self.kv_cache in ("quanto", "hqq"):
             heads = config.num_attention_heads
             head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -306,7 +307,7 @@ class QwenVideoModel(VideoModel):
 
     def _check_cache(self) -> None:
         """Refuse before anything is asked what could not be answered rightly: ``ModelFailedError``."""
-        layers = DynamicCache(config=self.model.config.get_text_config()).layers
+        layers = DynamicCache(config=self._text_config).layers
         if any(type(layer) is not DynamicLayer for layer in layers):
             raise ModelFailedError(
                 f"{self.name} has sliding-window or linear attention layers: they forget the tokens that a rollback "
@@ -335,7 +336,7 @@ class QwenVideoModel(VideoModel):
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Cache) -> None:
         features = [item.to(self.device) for item in features]
         start = cache.get_seq_length()
-        with grouped_attention(self.model.config.get_text_config()):
+        with grouped_attention(self._text_config):
             self.model.model(
                 input_ids=torch.from_numpy(prompt.input_ids[None, start:end]).to(self.device),
                 position_ids=torch.from_numpy(prompt.position_ids[:, None, start:end]).to(self.device),
@@ -352,7 +353,7 @@ class QwenVideoModel(VideoModel):
             "position_ids": torch.from_numpy(prompt.position_ids[:, None]).to(self.device),
             "past_key_values": cache,
         }
-        with grouped_attention(self.model.config.get_text_config()):
+        with grouped_attention(self._text_config):
             return run_generate(self.model, inputs, options)
 
     def decode_text(self, token_ids: Sequence[int]) -> str:

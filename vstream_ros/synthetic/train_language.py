@@ -18,7 +18,7 @@ from torch import nn
 from vstream_ros.synthetic.feature_pool import Clip, FeaturePool
 from vstream_ros.synthetic.questions import KINDS, NONE, QA, Running, ask, ask_all, readings, running
 from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES
-from vstream_ros.synthetic.tiny_config import CELLS, HIDDEN, TOKENS_PER_SECOND
+from vstream_ros.synthetic.tiny_config import CELLS, HIDDEN, TOKENS, TOKENS_PER_SECOND
 from vstream_ros.synthetic.train_vision import IGNORE, save_atomically, schedule, token_at, token_of
 from vstream_ros.synthetic.tubelets import Sighting
 
@@ -36,6 +36,7 @@ TOKEN_TARGETS: dict[int, int] = {3: 3, 5: 11}
 """What the token with an object's centre tells: first whether the object is new, old, or there is none; then its
 number in the order of arrival. With that on each of its tokens, what came before or after it is found however far
 away."""
+AUX_LAYERS = sorted({*TUBELET_TARGETS, *TOKEN_TARGETS})
 NOTHING, NEW, OLD = 0, 1, 2
 NOTHING_WEIGHT = 0.1
 """In the loss: most tokens have no object."""
@@ -60,7 +61,7 @@ class LanguagePlan:
 
     def clips(self, tubelets: int) -> int:
         """How many clips of that length are in a batch."""
-        return max(self.token_budget // (CELLS[0] * CELLS[1] * tubelets + 20 * self.questions), 4)
+        return max(self.token_budget // (TOKENS * tubelets + 20 * self.questions), 4)
 
 
 @dataclass(frozen=True)
@@ -190,14 +191,13 @@ def _tubelet_labels(clip: Clip, states: Sequence[Running]) -> dict[int, list[lis
 
 def _token_labels(clip: Clip, states: Sequence[Running]) -> dict[int, np.ndarray]:
     """By decoder layer: classes of ``TOKEN_TARGETS``, (video tokens,) int64."""
-    tokens = CELLS[0] * CELLS[1]
-    novelty = np.full((len(states), tokens), NOTHING)
-    number = np.full((len(states), tokens), IGNORE)
+    novelty = np.full((len(states), TOKENS), NOTHING)
+    number = np.full((len(states), TOKENS), IGNORE)
     for k, (view, state) in enumerate(zip(clip.views, states, strict=True)):
         for sighting in view:
             token = token_of(sighting)
             taken = novelty[k, token] != NOTHING
-            novelty[k, [token, *_next_to(sighting)]] = number[k, token] = IGNORE
+            novelty[k, _around(sighting)] = number[k, token] = IGNORE
             if taken or not sighting.seen:
                 continue
             new, arrival = state.objects[sighting.visit.name]
@@ -208,8 +208,8 @@ def _token_labels(clip: Clip, states: Sequence[Running]) -> dict[int, np.ndarray
     return {3: novelty.ravel(), 5: number.ravel()}
 
 
-def _next_to(sighting: Sighting) -> list[int]:
-    """Tokens that the object's centre nearly lies in: nobody can tell."""
+def _around(sighting: Sighting) -> list[int]:
+    """The token with the object's centre and those that nearly have it: nobody can tell."""
     step = 0.1 / CELLS[1]
     moved = [(sighting.x + dx * step, sighting.y + dy * step) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
     return [token_at(x, y) for x, y in moved]
@@ -230,15 +230,14 @@ class AuxHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layers = sorted({*TUBELET_TARGETS, *TOKEN_TARGETS})
-        self.norms = nn.ModuleDict({str(layer): nn.RMSNorm(HIDDEN) for layer in layers})
+        self.norms = nn.ModuleDict({str(layer): nn.RMSNorm(HIDDEN) for layer in AUX_LAYERS})
         self.tubelets = nn.ModuleDict({str(k): nn.Linear(HIDDEN, sum(sizes)) for k, sizes in TUBELET_TARGETS.items()})
         self.tokens = nn.ModuleDict({str(k): nn.Linear(HIDDEN, classes) for k, classes in TOKEN_TARGETS.items()})
 
     def loss(self, kept: dict[int, torch.Tensor], batch: Batch) -> torch.Tensor:
         """``kept``: as ``forward`` returns it."""
         losses = []
-        tokens, count = CELLS[0] * CELLS[1], batch.features.shape[1]
+        count = batch.features.shape[1]
         for layer, states in kept.items():
             normed = self.norms[str(layer)](states)
             video = normed[:, -1 - count : -1]
@@ -248,7 +247,7 @@ class AuxHeads(nn.Module):
                 losses.append(_cross_entropy(self.tokens[str(layer)](video), batch.token_targets[layer], weight))
             if layer in TUBELET_TARGETS:
                 labels = batch.tubelet_targets[layer]
-                for hidden, known in ((video[:, tokens - 1 :: tokens], labels), (normed[:, -1:], labels[:, -1:])):
+                for hidden, known in ((video[:, TOKENS - 1 :: TOKENS], labels), (normed[:, -1:], labels[:, -1:])):
                     parts = self.tubelets[str(layer)](hidden).split(TUBELET_TARGETS[layer], dim=-1)
                     losses += [_cross_entropy(logits, known[..., k]) for k, logits in enumerate(parts)]
         return torch.stack([loss for loss in losses if loss is not None]).mean()
@@ -260,32 +259,6 @@ def _cross_entropy(
     """Over what can be told; None where nothing can."""
     known = target >= 0
     return nn.functional.cross_entropy(logits[known], target[known], weight=weight) if known.any() else None
-
-
-def forward(
-    model: Any, batch: Batch, dtype: torch.dtype = torch.float32, layer: Callable[..., torch.Tensor] | None = None
-) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """The language model on a batch: (final hidden states of the questions (B, Q, hidden); by layer with auxiliary
-    targets those of the prefix and of the first question's first token, which ends the video (B, V + 1, hidden)).
-
-    The same as the model's own forward on each question apart. ``dtype``: of the large matrix products; bfloat16 is
-    several times as quick where the CPU has it. Attention is float32: finding the newest tubelet takes sharp scores.
-    ``layer``: a compiled ``decoder_layer``.
-    """
-    text = model.model.language_model
-    cut = batch.prefix_ids.shape[1]
-    states = text.embed_tokens(torch.cat([batch.prefix_ids, batch.question_ids], dim=1))
-    start = cut - batch.features.shape[1]
-    states = torch.cat([states[:, :start], batch.features, states[:, cut:]], dim=1)
-    cos, sin = (t[:, :, None] for t in text.rotary_emb(states, batch.positions))
-    hidden_from = _hidden(batch, cut)
-    kept: dict[int, torch.Tensor] = {}
-    for number, weights in enumerate(text.layers, start=1):
-        first = cut if number == len(text.layers) else 0  # nobody reads the prefix's last states
-        states = (layer or decoder_layer)(weights, states, cos, sin, hidden_from, first, dtype)
-        if number in TUBELET_TARGETS or number in TOKEN_TARGETS:
-            kept[number] = states[:, : cut + 1]
-    return text.norm(states), kept
 
 
 def decoder_layer(
@@ -313,6 +286,32 @@ def decoder_layer(
     normed = layer.post_attention_layernorm(states).to(dtype)
     gated = nn.functional.silu(_linear(normed, mlp.gate_proj, dtype)) * _linear(normed, mlp.up_proj, dtype)
     return states + _linear(gated, mlp.down_proj, dtype)
+
+
+def forward(
+    model: Any, batch: Batch, dtype: torch.dtype = torch.float32, layer: Callable[..., torch.Tensor] = decoder_layer
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """The language model on a batch: (final hidden states of the questions (B, Q, hidden); by layer with auxiliary
+    targets those of the prefix and of the first question's first token, which ends the video (B, V + 1, hidden)).
+
+    The same as the model's own forward on each question apart. ``dtype``: of the large matrix products; bfloat16 is
+    several times as quick where the CPU has it. Attention is float32: finding the newest tubelet takes sharp scores.
+    ``layer``: ``decoder_layer``, compiled or not.
+    """
+    text = model.model.language_model
+    cut = batch.prefix_ids.shape[1]
+    states = text.embed_tokens(torch.cat([batch.prefix_ids, batch.question_ids], dim=1))
+    start = cut - batch.features.shape[1]
+    states = torch.cat([states[:, :start], batch.features, states[:, cut:]], dim=1)
+    cos, sin = (t[:, :, None] for t in text.rotary_emb(states, batch.positions))
+    hidden_from = _hidden(batch, cut)
+    kept: dict[int, torch.Tensor] = {}
+    for number, weights in enumerate(text.layers, start=1):
+        first = cut if number == len(text.layers) else 0  # nobody reads the prefix's last states
+        states = layer(weights, states, cos, sin, hidden_from, first, dtype)
+        if number in AUX_LAYERS:
+            kept[number] = states[:, : cut + 1]
+    return text.norm(states), kept
 
 
 def _hidden(batch: Batch, cut: int) -> torch.Tensor:

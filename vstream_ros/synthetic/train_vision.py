@@ -18,7 +18,7 @@ from torch import nn
 
 from vstream_ros.synthetic.parallel import in_processes
 from vstream_ros.synthetic.shapes_world import COLOURS, OPPOSITE, PLACES, SHAPES, Scene
-from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN
+from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN, TOKENS
 from vstream_ros.synthetic.tower import encode_tubelets
 from vstream_ros.synthetic.tubelets import GLIMPSED, SEEN, Sighting, camera_frame, sightings
 
@@ -45,7 +45,7 @@ class VisionPlan:
 
 def label(seen: tuple[Sighting, ...]) -> np.ndarray:
     """(tokens, len(TARGETS)) classes of one tubelet's tokens; IGNORE where nothing can be told."""
-    table = np.full((CELLS[0] * CELLS[1], len(TARGETS)), IGNORE, dtype=np.int64)
+    table = np.full((TOKENS, len(TARGETS)), IGNORE, dtype=np.int64)
     table[:, 0] = 0
     for sighting in seen:
         cell = table[token_of(sighting)]
