@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.equality import random_frame
 from vstream_ros.engine.timeline import Timeline
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.errors import CanceledError
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
-from vstream_ros.models.base import Prompt, Segment
+from vstream_ros.models.base import GenerationOptions, Prompt, Segment
 from vstream_ros.models.qwen import QwenVideoModel
 
 
@@ -111,6 +113,97 @@ def test_a_failing_layer_leaves_no_half_grown_cache(
     timeline.check_integrity()
     assert timeline.tubelet_ids == (0, 1)
     assert timeline.sync(prompt_of(model, tubelets[:4])).tubelets_prefilled == 2
+
+
+def passes_of(model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens in each pass of the language model from now on."""
+    passes: list[int] = []
+    layer = model.model.model.language_model.layers[0]
+    forward = layer.forward
+
+    def counted(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        passes.append(hidden_states.shape[1])
+        return forward(hidden_states, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", counted)
+    return passes
+
+
+def test_the_last_chunk_and_the_question_are_one_pass(
+    any_model: QwenVideoModel, tubelets: list[Tubelet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = any_model
+    rng = np.random.default_rng(1)
+    size = model.frame_spec.fit(56, 84)
+    tubelets = [replace(t, frames=np.stack([random_frame(rng, *size)] * 2)) for t in tubelets]
+    timeline = timeline_of(model, chunk=2)
+    said: list[int] = []
+
+    def hear(token: int, _: float) -> bool:
+        said.append(token)
+        return False
+
+    passes = passes_of(model, monkeypatch)
+    for shown, prefilled in ((5, 5), (5, 0), (6, 1)):
+        prompt = prompt_of(model, tubelets[:shown])
+        passes.clear()
+        said.clear()
+        report = timeline.answer(prompt, GenerationOptions(3, on_token=hear))
+        timeline.check_integrity()
+        assert (report.tubelets_encoded, report.tubelets_prefilled) == (prefilled, prefilled)
+        assert report.tokens_reused + report.tokens_computed == len(timeline) == prompt.prefix_length
+        assert (report.encoding_s > 0) == bool(prefilled)
+        ends = [prompt.spans[1][1], prompt.spans[3][1]] if report.tokens_reused == 0 else []
+        bounds = [report.tokens_reused, *ends, len(prompt)]
+        assert passes == [*np.diff(bounds), *[1] * (len(said) - 1)]
+        segments = [Segment(tuple(tubelets[:shown]), 1.0, 0)]
+        assert said == model.native_generate(segments, "what?", GenerationOptions(3), true_time=True)
+
+
+@pytest.mark.parametrize("fails_in", ["question", "second token", "callback"])
+def test_a_failing_answer_keeps_what_every_layer_holds(
+    model: QwenVideoModel, tubelets: list[Tubelet], monkeypatch: pytest.MonkeyPatch, fails_in: str
+) -> None:
+    timeline = timeline_of(model, chunk=1)
+    prompt = prompt_of(model, tubelets[:3])
+    layer = model.model.model.language_model.layers[1]
+    forward = layer.forward
+
+    def fail(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        asked = hidden_states.shape[1]
+        if asked == (1 if fails_in == "second token" else len(prompt) - prompt.spans[1][1]):
+            raise RuntimeError("the second layer broke")
+        return forward(hidden_states, **kwargs)
+
+    def callback(token: int, _: float) -> bool:
+        raise RuntimeError("the listener broke")
+
+    on_token = callback if fails_in == "callback" else None
+    with monkeypatch.context() as patch:
+        if on_token is None:
+            patch.setattr(layer, "forward", fail)
+        with pytest.raises(RuntimeError, match="broke"):
+            timeline.answer(prompt, GenerationOptions(2, on_token=on_token))
+    timeline.check_integrity()
+    kept = (0, 1) if fails_in == "question" else (0, 1, 2)
+    assert timeline.tubelet_ids == kept
+    assert timeline.answer(prompt, GenerationOptions(2)).tubelets_prefilled == 3 - len(kept)
+    timeline.check_integrity()
+
+
+def test_a_first_pass_that_fails_leaves_an_empty_cache(
+    model: QwenVideoModel, tubelets: list[Tubelet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeline = timeline_of(model, chunk=8)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the first layer broke")
+
+    monkeypatch.setattr(model.model.model.language_model.layers[0], "forward", fail)
+    with pytest.raises(RuntimeError, match="first layer"):
+        timeline.answer(prompt_of(model, tubelets), GenerationOptions(2))
+    timeline.check_integrity()
+    assert len(timeline) == 0
 
 
 def test_bytes_are_those_of_the_storage(model: QwenVideoModel, tubelets: list[Tubelet]) -> None:

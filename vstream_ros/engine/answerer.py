@@ -117,11 +117,8 @@ class ClipAnswerer:
         decoding = _Decoding(self.model, interrupts)
         options = GenerationOptions(question.max_new_tokens, question.temperature, seed, decoding.on_token)
         try:
-            report = timeline.sync(prompt, interrupts.raise_if_due)
-            synced = time.monotonic()
-            self.model.generate(prompt, timeline.cache, options)
+            report = timeline.answer(prompt, options, interrupts.raise_if_due)
         finally:
-            timeline.rollback(prompt.prefix_length)  # the next question costs its own tokens only
             timelines.shrink()
         text = self.model.decode_text(decoding.token_ids)
         if decoding.stopped_by is not None:
@@ -131,9 +128,9 @@ class ClipAnswerer:
         finished = time.monotonic()
         metrics = self._metrics(prompt, report)
         metrics.queue_latency = started - arrived_at
-        metrics.encoding_latency = synced - started if report.tubelets_prefilled else 0.0
+        metrics.encoding_latency = report.encoding_s
         metrics.first_token_latency = decoding.first_token_at - arrived_at
-        metrics.generation_latency = finished - synced
+        metrics.generation_latency = finished - decoding.first_token_at
         metrics.total_latency = finished - arrived_at
         metrics.new_tokens = len(decoding.token_ids)
         metrics.seed = seed

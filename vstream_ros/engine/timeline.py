@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vstream_ros.engine.vision_cache import VisionCache
-from vstream_ros.models.base import Prompt, VideoModel
+from vstream_ros.models.base import GenerationOptions, Prompt, TubeletFeatures, VideoModel
 
 
 @dataclass
 class SyncReport:
-    """What one ``Timeline.sync`` found and did."""
+    """What one ``Timeline.sync`` or ``Timeline.answer`` found and did."""
 
     tokens_reused: int
-    tokens_computed: int
-    tubelets_encoded: int
-    tubelets_prefilled: int
+    tokens_computed: int = 0
+    tubelets_encoded: int = 0
+    tubelets_prefilled: int = 0
+    encoding_s: float = 0.0
+    """Seconds in the vision encoder."""
 
 
 class Timeline:
@@ -92,24 +95,36 @@ class Timeline:
         ``checkpoint`` is called between chunks and may raise to stop there; what was prefilled stays. With
         ``max_tubelets`` it goes no further than that in this call.
         """
-        reused = self.common_prefix(prompt)
-        self.rollback(reused)
-        reused = min(reused, len(self))
-        todo = [index for index, span in enumerate(prompt.spans) if span[0] >= reused][:max_tubelets]
-        report = SyncReport(reused, 0, 0, len(todo))
-        self._model.reserve(self.cache, len(prompt))
-        for group in self._chunks(prompt, todo):
+        report, groups = self._keep_prefix(prompt, max_tubelets)
+        for group in groups:
             checkpoint()
-            features, encoded = self._vision.features([prompt.tubelets[i] for i in group])
-            report.tubelets_encoded += encoded
-            end = prompt.spans[group[-1]][1]
-            try:
-                self._model.prefill(prompt, end, features, self.cache)
-            except BaseException:
-                self.rollback(len(self))  # layers may have grown unevenly
-                raise
-            self._hold(prompt, end)
-        report.tokens_computed = len(self) - reused
+            self._prefill(prompt, group, report)
+        return report
+
+    def answer(
+        self, prompt: Prompt, options: GenerationOptions, checkpoint: Callable[[], None] = lambda: None
+    ) -> SyncReport:
+        """Make the cache hold ``prompt`` as ``sync`` does, decode the answer, and forget question and answer again.
+
+        The last chunk goes through the model together with the question: one pass over its weights less. Tokens come
+        through ``options.on_token``. Whatever is raised on the way, the cache keeps what all of its layers hold.
+        """
+        report, groups = self._keep_prefix(prompt)
+        for group in groups[:-1]:
+            checkpoint()
+            self._prefill(prompt, group, report)
+        checkpoint()
+        features = self._encode(prompt, groups[-1], report) if groups else []
+        end = prompt.prefix_length
+        held = len(self)
+        try:
+            self._model.generate(prompt, self.cache, options, features)
+        finally:
+            if features and all(layer.is_initialized and layer.get_seq_length() >= end for layer in self.cache.layers):
+                self._hold(prompt, end)
+                report.tubelets_prefilled += len(groups[-1])
+                report.tokens_computed += end - held
+            self.rollback(min(len(self), end))  # the next question costs its own tokens only
         return report
 
     def rollback(self, length: int) -> None:
@@ -138,6 +153,33 @@ class Timeline:
         tubelets = starts[starts >= 0].tolist()
         assert len(set(tubelets)) == len(tubelets), "a tubelet's tokens are not contiguous"
         assert tuple(tubelets) == self.tubelet_ids
+
+    def _keep_prefix(self, prompt: Prompt, max_tubelets: int | None = None) -> tuple[SyncReport, list[list[int]]]:
+        """Crop the cache to what it shares with ``prompt``; the tubelets that it lacks, by chunk."""
+        self.rollback(self.common_prefix(prompt))
+        todo = [index for index, span in enumerate(prompt.spans) if span[0] >= len(self)][:max_tubelets]
+        self._model.reserve(self.cache, len(prompt))
+        return SyncReport(tokens_reused=len(self)), self._chunks(prompt, todo)
+
+    def _encode(self, prompt: Prompt, group: Sequence[int], report: SyncReport) -> list[TubeletFeatures]:
+        started = time.monotonic()
+        features, encoded = self._vision.features([prompt.tubelets[index] for index in group])
+        if encoded:
+            report.tubelets_encoded += encoded
+            report.encoding_s += time.monotonic() - started
+        return features
+
+    def _prefill(self, prompt: Prompt, group: Sequence[int], report: SyncReport) -> None:
+        features = self._encode(prompt, group, report)
+        held, end = len(self), prompt.spans[group[-1]][1]
+        try:
+            self._model.prefill(prompt, end, features, self.cache)
+        except BaseException:
+            self.rollback(held)  # layers may have grown unevenly
+            raise
+        self._hold(prompt, end)
+        report.tubelets_prefilled += len(group)
+        report.tokens_computed += end - held
 
     def _hold(self, prompt: Prompt, end: int) -> None:
         self._tokens = _stack(prompt)[:, :end]

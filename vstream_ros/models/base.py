@@ -145,7 +145,7 @@ class VideoModel(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, tubelets: Sequence[Tubelet]) -> list[TubeletFeatures]:
-        """Vision features of tubelets of one frame size, on the vision encoder's device."""
+        """Vision features of tubelets of one frame size, on the vision encoder's device; computed on return."""
 
     @abc.abstractmethod
     def new_cache(self) -> Any:
@@ -161,12 +161,15 @@ class VideoModel(abc.ABC):
 
     @abc.abstractmethod
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Any) -> None:
-        """Extend ``cache`` to the first ``end`` tokens of ``prompt``; ``features``: of the tubelets newly covered,
-        wherever they are."""
+        """Extend ``cache`` to the first ``end`` tokens of ``prompt``, done on return; ``features``: of the tubelets
+        newly covered, wherever they are."""
 
     @abc.abstractmethod
-    def generate(self, prompt: Prompt, cache: Any, options: GenerationOptions) -> list[int]:
-        """Decode the answer. ``cache`` must hold the prompt up to its last video token; it grows by the rest.
+    def generate(
+        self, prompt: Prompt, cache: Any, options: GenerationOptions, features: Sequence[TubeletFeatures] = ()
+    ) -> list[int]:
+        """Decode the answer. ``cache`` must hold the prompt up to the tubelets that ``features`` are of (its last
+        ones; without any, up to the last video token); it grows by the rest and the answer.
 
         Returns:
             the new token ids, end token included.

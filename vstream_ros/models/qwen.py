@@ -283,7 +283,9 @@ class QwenVideoModel(VideoModel):
             pixels["video_grid_thw"].to(self.vision_device),
             return_dict=True,
         )
-        return self.split_features(output)
+        features = self.split_features(output)
+        _wait_for(self.vision_device)
+        return features
 
     def split_features(self, output: Any) -> list[TubeletFeatures]:
         """One item per tubelet from ``get_video_features``; copies, since a slice would keep the whole batch alive."""
@@ -334,7 +336,6 @@ class QwenVideoModel(VideoModel):
 
     @torch.inference_mode()
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Cache) -> None:
-        features = [item.to(self.device) for item in features]
         start = cache.get_seq_length()
         with grouped_attention(self._text_config):
             self.model.model(
@@ -342,19 +343,27 @@ class QwenVideoModel(VideoModel):
                 position_ids=torch.from_numpy(prompt.position_ids[:, None, start:end]).to(self.device),
                 attention_mask=torch.ones(1, end, dtype=torch.long, device=self.device),
                 past_key_values=cache,
-                mm_encoder_outputs={"video": self.join_features(features)} if features else None,
+                mm_encoder_outputs=self._encoder_outputs(features),
                 use_cache=True,
             )
+        _wait_for(self.device)
 
-    def generate(self, prompt: Prompt, cache: Cache, options: GenerationOptions) -> list[int]:
+    def generate(
+        self, prompt: Prompt, cache: Cache, options: GenerationOptions, features: Sequence[TubeletFeatures] = ()
+    ) -> list[int]:
         inputs = {
             "input_ids": torch.from_numpy(prompt.input_ids[None]).to(self.device),
             "attention_mask": torch.ones(1, len(prompt), dtype=torch.long, device=self.device),
             "position_ids": torch.from_numpy(prompt.position_ids[:, None]).to(self.device),
             "past_key_values": cache,
+            "mm_encoder_outputs": self._encoder_outputs(features),
         }
         with grouped_attention(self._text_config):
             return run_generate(self.model, inputs, options)
+
+    def _encoder_outputs(self, features: Sequence[TubeletFeatures]) -> dict[str, Any]:
+        """``mm_encoder_outputs`` for these tubelets, on the language model's device."""
+        return {"video": self.join_features([item.to(self.device) for item in features])} if features else {}
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True))
@@ -426,3 +435,9 @@ class QwenVideoModel(VideoModel):
                 f"transformers {transformers.__version__} lays out the prompt of {self.name} in a way that is not "
                 "supported; install the version that requirements.txt names"
             )
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until what was asked of ``device`` is done: steps are timed, and a question waits for one of them at most."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
