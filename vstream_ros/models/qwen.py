@@ -27,6 +27,7 @@ from vstream_ros.models.attention import grouped_attention
 from vstream_ros.models.base import FrameSpec, GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.generation import run_generate
 from vstream_ros.models.kv_cache import SPARE_TOKENS, GrowingLayer
+from vstream_ros.models.patch_embedding import linear_patch_embedding
 
 _ZERO_WIDTH_SPACE = "\u200b"
 PREFIXES = 4
@@ -278,11 +279,12 @@ class QwenVideoModel(VideoModel):
             device=self.vision_device,
             return_tensors="pt",
         )
-        output = self.model.model.get_video_features(
-            pixels["pixel_values_videos"].to(self.vision_device),
-            pixels["video_grid_thw"].to(self.vision_device),
-            return_dict=True,
-        )
+        with linear_patch_embedding(self.model.model.visual.patch_embed.proj):
+            output = self.model.model.get_video_features(
+                pixels["pixel_values_videos"].to(self.vision_device),
+                pixels["video_grid_thw"].to(self.vision_device),
+                return_dict=True,
+            )
         features = self.split_features(output)
         _wait_for(self.vision_device)
         return features
