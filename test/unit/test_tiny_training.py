@@ -113,7 +113,7 @@ def test_each_objects_token_is_told_its_number(untrained):
     )
     clip = Clip(torch.zeros(4, TOKENS, HIDDEN), views, (0, 1, 2, 3))
     batch = BatchMaker(processor, model.config.video_token_id).batch([clip], [ask_all(views, np.random.default_rng(0))])
-    novelty, number = (batch.token_targets[layer][0].reshape(4, TOKENS) for layer in (3, 5))
+    identity, novelty, number = (batch.token_targets[layer][0].reshape(4, TOKENS) for layer in (2, 3, 5))
     # The second object may have come with the second tubelet or with the third; in the last two stand in one token.
     unknown = IGNORE
     assert novelty[:, :4].tolist() == [
@@ -124,6 +124,50 @@ def test_each_objects_token_is_told_its_number(untrained):
     ]
     assert (novelty[:, 4:] == NOTHING).all()
     assert [(k, int(n)) for k, row in enumerate(number) for n in row if n != IGNORE] == [(0, 1), (1, 1)]
+    first, second, third = (1 + 4 * list(COLOURS).index(v.colour) + SHAPES.index(v.shape) for v in (one, two, three))
+    assert identity[:, :4].tolist() == [
+        [first, NOTHING, NOTHING, NOTHING],
+        [NOTHING, first, NOTHING, unknown],
+        [NOTHING, NOTHING, third, second],
+        [unknown, NOTHING, NOTHING, NOTHING],
+    ]
+
+
+def test_a_tubelet_is_told_what_is_there_from_left_to_right(untrained):
+    model, processor = untrained
+    one, two = Scene(4, 24.0, gap_s=2.0).visits[:2]
+
+    def at(visit: Visit, x: float, part: float = 1.0) -> Sighting:
+        return Sighting(visit, part, part, x, 0.1, "nowhere")
+
+    views = ((), (at(one, 0.5), at(two, 0.2)), (at(one, 0.5), at(two, 0.53)), (at(one, 0.5), at(two, 0.1, part=0.4)))
+    clip = Clip(torch.zeros(4, TOKENS, HIDDEN), views, (0, 1, 2, 3))
+    batch = BatchMaker(processor, model.config.video_token_id).batch([clip], [[QA("count", "Count.", "two")]])
+    none = [len(COLOURS), len(SHAPES)]
+    first, second = ([list(COLOURS).index(v.colour), SHAPES.index(v.shape)] for v in (one, two))
+    assert batch.tubelet_targets[5][0].tolist() == [
+        [*none, *none, *none],
+        [*second, *first, *none],
+        [IGNORE] * 6,  # one above the other
+        [IGNORE] * 6,  # the second may be there or not
+    ]
+
+
+def test_names_in_text_are_told_which_object_they_mean(untrained):
+    model, processor = untrained
+    clip = Clip(torch.zeros(1, TOKENS, HIDDEN), ((),), (0,))
+    qas = [
+        QA("ever", "Was there ever a red circle?", "no"),
+        QA("describe", "What happened?", "a blue square came from above, then a red circle stood there"),
+        QA("colour", "What colour is the circle?", "red"),
+    ]
+    batch = BatchMaker(processor, model.config.video_token_id).batch([clip], [qas])
+    told = (batch.text_targets[0] != IGNORE).nonzero()[:, 0].tolist()
+    names = [processor.tokenizer.decode(batch.question_ids[0, k - 1 : k + 1]).strip() for k in told]
+    assert names == ["red circle", "blue square", "red circle"]
+    colours = list(COLOURS)
+    expected = [1 + 4 * colours.index(name.split()[0]) + SHAPES.index(name.split()[1]) for name in names]
+    assert batch.text_targets[0, told].tolist() == expected
 
 
 def test_any_text_tokenises_and_words_are_short(untrained):

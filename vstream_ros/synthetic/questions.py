@@ -90,14 +90,17 @@ def _listed(names: Sequence[str]) -> str:
     return named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
 
 
+def from_left_to_right(view: Sequence[Sighting]) -> list[Sighting] | None:
+    """None where objects stand one above the other: they have no such order."""
+    ordered = sorted(view, key=lambda s: s.x)
+    return None if any(b.x - a.x < 0.06 for a, b in itertools.pairwise(ordered)) else ordered
+
+
 def _now(facts: Facts, subject: str) -> str | None:
     if not facts.now:
         return "nothing"
-    ordered = sorted(facts.now, key=lambda s: s.x)
-    # Objects that stand one above the other have no order from left to right.
-    if any(b.x - a.x < 0.06 for a, b in itertools.pairwise(ordered)):
-        return None
-    return _listed([s.visit.name for s in ordered])
+    ordered = from_left_to_right(facts.now)
+    return None if ordered is None else _listed([s.visit.name for s in ordered])
 
 
 def _present(facts: Facts, subject: str) -> Sighting | None:

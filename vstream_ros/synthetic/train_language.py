@@ -6,6 +6,7 @@ A clip is computed once; its questions see it and themselves, but not each other
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,17 @@ import torch
 from torch import nn
 
 from vstream_ros.synthetic.feature_pool import Clip, FeaturePool
-from vstream_ros.synthetic.questions import KINDS, NONE, QA, Running, ask, ask_all, readings, running
+from vstream_ros.synthetic.questions import (
+    KINDS,
+    NONE,
+    QA,
+    Running,
+    ask,
+    ask_all,
+    from_left_to_right,
+    readings,
+    running,
+)
 from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES
 from vstream_ros.synthetic.tiny_config import CELLS, HIDDEN, TOKENS, TOKENS_PER_SECOND
 from vstream_ros.synthetic.train_vision import IGNORE, save_atomically, schedule, token_at, token_of
@@ -28,15 +39,19 @@ HARD = ("before", "after", "total", "describe", "last", "ever")
 """Kinds that take the longest to learn; asked twice as often."""
 ODDS = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
 ODDS /= ODDS.sum()
-TUBELET_TARGETS: dict[int, tuple[int, ...]] = {3: (*NAME, 5), 4: (11,), 6: (*NAME, *NAME, *NAME, 11)}
+TUBELET_TARGETS: dict[int, tuple[int, ...]] = {3: (*NAME, 5), 4: (11,), 5: 3 * NAME, 6: (*NAME, *NAME, *NAME, 11)}
 """What a tubelet's last token tells after so many decoder layers: first what comes in this tubelet and how many
-objects are there; then how many there were in all; then the newest object, the one before it, the first one and again
-how many there were."""
-TOKEN_TARGETS: dict[int, int] = {3: 3, 5: 11}
-"""What the token with an object's centre tells: first whether the object is new, old, or there is none; then its
-number in the order of arrival. With that on each of its tokens, what came before or after it is found however far
-away."""
-AUX_LAYERS = sorted({*TUBELET_TARGETS, *TOKEN_TARGETS})
+objects are there; then how many there were in all; what is there, from left to right; then the newest object, the one
+before it, the first one and again how many there were."""
+IDENTITIES = 1 + len(COLOURS) * len(SHAPES)
+"""Nothing, or a colour together with a shape."""
+TOKEN_TARGETS: dict[int, int] = {2: IDENTITIES, 3: 3, 5: 11}
+"""What the token with an object's centre tells: which object it is, as one of all (what shares its colour or shape is
+then not half of it); whether it is new, old, or there is none; its number in the order of arrival. With that on
+each of its tokens, what came before or after it is found however far away."""
+TEXT_LAYER = 2
+"""After which a name in a question or an answer tells the same as the object's own token."""
+AUX_LAYERS = sorted({*TUBELET_TARGETS, *TOKEN_TARGETS, TEXT_LAYER})
 NOTHING, NEW, OLD = 0, 1, 2
 NOTHING_WEIGHT = 0.1
 """In the loss: most tokens have no object."""
@@ -88,6 +103,8 @@ class Batch:
     """By decoder layer: (B, tubelets, targets) classes."""
     token_targets: dict[int, torch.Tensor]
     """By decoder layer: (B, video tokens) classes."""
+    text_targets: torch.Tensor
+    """(B, Q): identity at the last word of a name, else IGNORE."""
 
 
 class BatchMaker:
@@ -106,6 +123,9 @@ class BatchMaker:
         self._video_token_id = video_token_id
         self._end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
         self._cache: dict[str, list[int]] = {}
+        self._names = {
+            tuple(self._ids(f" {colour} {shape}")): _identity(colour, shape) for colour in COLOURS for shape in SHAPES
+        }
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -145,6 +165,7 @@ class BatchMaker:
         states = [running(clip.views) for clip in clips]
         of_tubelets = [_tubelet_labels(clip, state) for clip, state in zip(clips, states, strict=True)]
         of_tokens = [_token_labels(clip, state) for clip, state in zip(clips, states, strict=True)]
+        of_text = [[self._names.get(pair, IGNORE) for pair in itertools.pairwise([0, *line])] for line in ids.tolist()]
         return Batch(
             prefix_ids=torch.tensor([prefix] * size),
             features=torch.stack([clip.features for clip in clips]).flatten(1, 2),
@@ -156,6 +177,7 @@ class BatchMaker:
             weights=weights,
             tubelet_targets={k: torch.tensor([labels[k] for labels in of_tubelets]) for k in TUBELET_TARGETS},
             token_targets={k: torch.from_numpy(np.stack([labels[k] for labels in of_tokens])) for k in TOKEN_TARGETS},
+            text_targets=torch.tensor(of_text),
         )
 
     def _pack(self, qas: Sequence[QA]) -> tuple[list[int], list[int], list[int], list[float], list[int]]:
@@ -184,6 +206,9 @@ def _tubelet_labels(clip: Clip, states: Sequence[Running]) -> dict[int, list[lis
         total = IGNORE if state.total is None else min(state.total, 10)
         labels[3].append([*_name_classes(state.arrived), here if here == perhaps else IGNORE])
         labels[4].append([total])
+        ordered = from_left_to_right([s for s in view if s.here]) if here == perhaps else None
+        present = [None] * 3 if ordered is None else [*(s.visit.name for s in ordered), *[NONE] * 3][:3]
+        labels[5].append([c for name in present for c in _name_classes(name)])
         names = [c for name in (state.newest, state.previous, state.first) for c in _name_classes(name)]
         labels[6].append([*names, total])
     return labels
@@ -191,21 +216,27 @@ def _tubelet_labels(clip: Clip, states: Sequence[Running]) -> dict[int, list[lis
 
 def _token_labels(clip: Clip, states: Sequence[Running]) -> dict[int, np.ndarray]:
     """By decoder layer: classes of ``TOKEN_TARGETS``, (video tokens,) int64."""
+    identity = np.full((len(states), TOKENS), NOTHING)
     novelty = np.full((len(states), TOKENS), NOTHING)
     number = np.full((len(states), TOKENS), IGNORE)
     for k, (view, state) in enumerate(zip(clip.views, states, strict=True)):
         for sighting in view:
             token = token_of(sighting)
             taken = novelty[k, token] != NOTHING
-            novelty[k, _around(sighting)] = number[k, token] = IGNORE
+            identity[k, _around(sighting)] = novelty[k, _around(sighting)] = number[k, token] = IGNORE
             if taken or not sighting.seen:
                 continue
+            identity[k, token] = _identity(*sighting.visit.name.split())
             new, arrival = state.objects[sighting.visit.name]
             if new is not None:
                 novelty[k, token] = NEW if new else OLD
             if arrival is not None:
                 number[k, token] = min(arrival, 10)
-    return {3: novelty.ravel(), 5: number.ravel()}
+    return {2: identity.ravel(), 3: novelty.ravel(), 5: number.ravel()}
+
+
+def _identity(colour: str, shape: str) -> int:
+    return 1 + list(COLOURS).index(colour) * len(SHAPES) + SHAPES.index(shape)
 
 
 def _around(sighting: Sighting) -> list[int]:
@@ -233,23 +264,27 @@ class AuxHeads(nn.Module):
         self.norms = nn.ModuleDict({str(layer): nn.RMSNorm(HIDDEN) for layer in AUX_LAYERS})
         self.tubelets = nn.ModuleDict({str(k): nn.Linear(HIDDEN, sum(sizes)) for k, sizes in TUBELET_TARGETS.items()})
         self.tokens = nn.ModuleDict({str(k): nn.Linear(HIDDEN, classes) for k, classes in TOKEN_TARGETS.items()})
+        self.text = nn.Linear(HIDDEN, IDENTITIES)
 
     def loss(self, kept: dict[int, torch.Tensor], batch: Batch) -> torch.Tensor:
         """``kept``: as ``forward`` returns it."""
         losses = []
-        count = batch.features.shape[1]
+        cut = batch.prefix_ids.shape[1]
+        start = cut - batch.features.shape[1]
         for layer, states in kept.items():
             normed = self.norms[str(layer)](states)
-            video = normed[:, -1 - count : -1]
+            video, end, text = normed[:, start:cut], normed[:, cut : cut + 1], normed[:, cut:]
             if layer in TOKEN_TARGETS:
                 weight = torch.ones(TOKEN_TARGETS[layer])
                 weight[NOTHING] = NOTHING_WEIGHT
                 losses.append(_cross_entropy(self.tokens[str(layer)](video), batch.token_targets[layer], weight))
             if layer in TUBELET_TARGETS:
                 labels = batch.tubelet_targets[layer]
-                for hidden, known in ((video[:, TOKENS - 1 :: TOKENS], labels), (normed[:, -1:], labels[:, -1:])):
+                for hidden, known in ((video[:, TOKENS - 1 :: TOKENS], labels), (end, labels[:, -1:])):
                     parts = self.tubelets[str(layer)](hidden).split(TUBELET_TARGETS[layer], dim=-1)
                     losses += [_cross_entropy(logits, known[..., k]) for k, logits in enumerate(parts)]
+            if layer == TEXT_LAYER:
+                losses.append(_cross_entropy(self.text(text), batch.text_targets))
         return torch.stack([loss for loss in losses if loss is not None]).mean()
 
 
@@ -292,7 +327,7 @@ def forward(
     model: Any, batch: Batch, dtype: torch.dtype = torch.float32, layer: Callable[..., torch.Tensor] = decoder_layer
 ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
     """The language model on a batch: (final hidden states of the questions (B, Q, hidden); by layer with auxiliary
-    targets those of the prefix and of the first question's first token, which ends the video (B, V + 1, hidden)).
+    targets those of all tokens (B, V + Q, hidden); the first question's first token ends the video).
 
     The same as the model's own forward on each question apart. ``dtype``: of the large matrix products; bfloat16 is
     several times as quick where the CPU has it. Attention is float32: finding the newest tubelet takes sharp scores.
@@ -310,7 +345,7 @@ def forward(
         first = cut if number == len(text.layers) else 0  # nobody reads the prefix's last states
         states = layer(weights, states, cos, sin, hidden_from, first, dtype)
         if number in AUX_LAYERS:
-            kept[number] = states[:, : cut + 1]
+            kept[number] = states
     return text.norm(states), kept
 
 
