@@ -20,7 +20,15 @@ from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN, MAX_PIX
 from vstream_ros.synthetic.tiny_model import make_model, write_checkpoint
 from vstream_ros.synthetic.tower import encode_tubelets, patchify
 from vstream_ros.synthetic.train import train
-from vstream_ros.synthetic.train_language import NEW, NOTHING, OLD, BatchMaker, LanguagePlan, forward
+from vstream_ros.synthetic.train_language import (
+    NEW,
+    NOTHING,
+    OLD,
+    BatchMaker,
+    LanguagePlan,
+    forward,
+    train_language,
+)
 from vstream_ros.synthetic.train_vision import IGNORE, MOTIONS, PLACES, TubeletSampler, VisionPlan, label, mirror
 from vstream_ros.synthetic.tubelets import Sighting, camera_frame, sightings
 
@@ -227,6 +235,18 @@ def test_training_from_nothing_to_a_checkpoint(tmp_path):
     )
     assert model.frame_spec.fit(480, 640) == FRAME_SIZE
     assert next(model.model.parameters()).dtype == torch.float32
+
+
+def test_threads_decide_nothing_but_the_time(pool, tmp_path):
+    plan = dataclasses.replace(LanguagePlan(), steps=2, token_budget=600)
+    before = make_model()[0].model.language_model.state_dict()
+    trained = []
+    for threads in (1, 2):
+        model, processor = make_model()
+        train_language(model, processor, pool, tmp_path / str(threads), plan, lambda *_: None, threads=threads)
+        trained.append(model.model.language_model.state_dict())
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in before)
+    assert not any(torch.equal(trained[0][name], weights) for name, weights in before.items() if "proj" in name)
 
 
 def test_a_damaged_checkpoint_is_refused(untrained, tmp_path):

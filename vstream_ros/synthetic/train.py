@@ -40,6 +40,7 @@ def train(
     held_out: int = HELD_OUT,
     batches: int = 40,
     compiled: bool = False,
+    threads: int = 1,
 ) -> None:
     """Both stages, and the checkpoint into ``folder``.
 
@@ -52,6 +53,7 @@ def train(
         held_out: scenes of each sort that the last figures are taken on.
         batches: of held-out clips for the last figures.
         compiled: stage 2 by torch.compile.
+        threads: that stage 2 computes a step's batches in; stage 1 has a second process, which draws.
     """
     state = folder / "training"
     state.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,7 @@ def train(
         progress.update(task, completed=sum(scenes) + 2 * held_out)
         task = progress.add_task("language model", total=language.steps, figures="")
         report = _reporter(progress, task, state / "language.log")
-        train_language(model, processor, pool, state, language, report, compiled=compiled)
+        train_language(model, processor, pool, state, language, report, compiled=compiled, threads=threads)
     write_checkpoint(model, processor, folder)
     figures["language"] = measure_language(model, processor, fresh, batches)
     (state / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
@@ -105,8 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train vstream-tiny on the shapes world.")
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FOLDER", help="of the checkpoint; resumed where it exists")
-    # The products are small: on a machine that does other work too, a second thread mostly waits for the first.
-    add("--threads", type=int, default=1, metavar="N", help="CPU threads (default %(default)s)")
+    add("--threads", type=int, default=LanguagePlan.batches, metavar="N", help="for the language (default %(default)s)")
     add("--vision-steps", type=int, default=VisionPlan.steps, metavar="N", help="(default %(default)s)")
     add("--language-steps", type=int, default=LanguagePlan.steps, metavar="N", help="(default %(default)s)")
     add("--scenes", type=int, nargs=2, default=(DENSE_SCENES, LONG_SCENES), metavar=("DENSE", "LONG"))
@@ -117,12 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the language model's layers: takes a C++ compiler, and a third off the time of a step",
     )
     args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # the products are small: a second thread within one would mostly wait for the first
     cv2.setNumThreads(1)
     np.seterr(all="raise", under="ignore")
     vision = dataclasses.replace(VisionPlan(), steps=args.vision_steps)
     language = dataclasses.replace(LanguagePlan(), steps=args.language_steps)
-    train(args.out, vision, language, (args.scenes[0], args.scenes[1]), Console(), compiled=args.compile)
+    scenes = (args.scenes[0], args.scenes[1])
+    train(args.out, vision, language, scenes, Console(), compiled=args.compile, threads=args.threads)
     return 0
 
 

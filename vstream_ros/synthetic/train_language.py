@@ -6,8 +6,10 @@ A clip is computed once; its questions see it and themselves, but not each other
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,8 @@ class LanguagePlan:
     """How long and how stage 2 trains. What the shipped checkpoint was trained with stands in its model card."""
 
     steps: int = 12_000
+    batches: int = 2
+    """In a step; each has clips of one length and, where there are threads, one of its own."""
     token_budget: int = 2400
     """Of video and question tokens in a batch, roughly: decides how many clips are in it."""
     questions: int = 8
@@ -91,8 +95,8 @@ class Batch:
     """(3, B, V + Q)"""
     question_ids: torch.Tensor
     """(B, Q)"""
-    question_mask: torch.Tensor
-    """(B, Q, Q) bool: sees."""
+    bias: torch.Tensor
+    """(B, Q, V + Q) float32 to add to scores: -inf where a question's token (row) must not see another (column)."""
     owner: torch.Tensor
     """(B, Q): number of the question that a token belongs to, -1 for padding."""
     targets: torch.Tensor
@@ -162,6 +166,9 @@ class BatchMaker:
             ids[k, :length], owner[k, :length] = torch.tensor(q_ids), torch.tensor(q_owner)
             targets[k, :length], weights[k, :length] = torch.tensor(q_targets), torch.tensor(q_weights)
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+        sees = (owner[:, :, None] == owner[:, None, :]) & causal
+        bias = torch.zeros(size, longest, len(prefix) + longest)
+        bias[:, :, len(prefix) :].masked_fill_(~sees, float("-inf"))
         states = [running(clip.views) for clip in clips]
         of_tubelets = [_tubelet_labels(clip, state) for clip, state in zip(clips, states, strict=True)]
         of_tokens = [_token_labels(clip, state) for clip, state in zip(clips, states, strict=True)]
@@ -171,7 +178,7 @@ class BatchMaker:
             features=torch.stack([clip.features for clip in clips]).flatten(1, 2),
             positions=torch.from_numpy(positions),
             question_ids=ids,
-            question_mask=(owner[:, :, None] == owner[:, None, :]) & causal,
+            bias=bias,
             owner=owner,
             targets=targets,
             weights=weights,
@@ -301,13 +308,14 @@ def decoder_layer(
     states: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    hidden_from: torch.Tensor,
+    bias: torch.Tensor,
     first: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
     """``layer``'s output (B, tokens - first, hidden) float32 for the tokens from ``first`` on.
 
-    ``states``: (B, tokens, hidden); ``cos`` and ``sin``: (B, tokens, 1, head size); ``hidden_from``: ``_hidden``'s.
+    ``states``: (B, tokens, hidden); ``cos`` and ``sin``: (B, tokens, 1, head size); ``bias``: ``Batch``'s; ``first``: 0
+    or where the questions begin.
     """
     attention, mlp = layer.self_attn, layer.mlp
     normed = layer.input_layernorm(states).to(dtype)
@@ -316,7 +324,7 @@ def decoder_layer(
         _linear(part, proj, dtype).float().unflatten(-1, (-1, attention.head_dim)) for part, proj in sources
     )
     query, key = _rotate(query, cos[:, first:], sin[:, first:]), _rotate(key, cos, sin)
-    mixed = _attend(query, key, value, hidden_from[:, first:]).to(dtype)
+    mixed = _attend(query, key, value, bias).to(dtype)
     states = states[:, first:] + _linear(mixed, attention.o_proj, dtype)
     normed = layer.post_attention_layernorm(states).to(dtype)
     gated = nn.functional.silu(_linear(normed, mlp.gate_proj, dtype)) * _linear(normed, mlp.up_proj, dtype)
@@ -339,24 +347,13 @@ def forward(
     start = cut - batch.features.shape[1]
     states = torch.cat([states[:, :start], batch.features, states[:, cut:]], dim=1)
     cos, sin = (t[:, :, None] for t in text.rotary_emb(states, batch.positions))
-    hidden_from = _hidden(batch, cut)
     kept: dict[int, torch.Tensor] = {}
     for number, weights in enumerate(text.layers, start=1):
         first = cut if number == len(text.layers) else 0  # nobody reads the prefix's last states
-        states = layer(weights, states, cos, sin, hidden_from, first, dtype)
+        states = layer(weights, states, cos, sin, batch.bias, first, dtype)
         if number in AUX_LAYERS:
             kept[number] = states
     return text.norm(states), kept
-
-
-def _hidden(batch: Batch, cut: int) -> torch.Tensor:
-    """(B, V + Q, V + Q) float32 to add to scores: -inf where a token (row) must not see another (column)."""
-    size, asked = batch.question_ids.shape
-    sees = torch.zeros(size, cut + asked, cut + asked, dtype=torch.bool)
-    sees[:, :cut, :cut] = torch.ones(cut, cut, dtype=torch.bool).tril()
-    sees[:, cut:, :cut] = True
-    sees[:, cut:, cut:] = batch.question_mask
-    return torch.zeros(sees.shape).masked_fill_(~sees, float("-inf"))
 
 
 def _linear(states: torch.Tensor, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
@@ -370,9 +367,18 @@ def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Grouped-query attention; all (B, tokens, heads, head size) float32, the result (B, tokens, heads x head size)."""
+    """Grouped-query attention; all (B, tokens, heads, head size) float32, the result (B, tokens, heads x head size).
+
+    The last queries are the questions' and see what ``bias`` says; those before, if any, see what stands before them.
+    """
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-    mixed = nn.functional.scaled_dot_product_attention(query, key, value, bias[:, None], enable_gqa=True)
+    attend = functools.partial(nn.functional.scaled_dot_product_attention, enable_gqa=True)
+    asked = bias.shape[1]
+    cut = key.shape[2] - asked
+    mixed = attend(query[:, :, -asked:], key, value, bias[:, None])
+    if query.shape[2] > asked:
+        video = attend(query[:, :, :cut], key[:, :, :cut], value[:, :, :cut], is_causal=True)
+        mixed = torch.cat([video, mixed], dim=2)
     return mixed.transpose(1, 2).flatten(2)
 
 
@@ -400,10 +406,12 @@ def train_language(
     report: Callable[[int, dict[str, float]], None],
     *,
     compiled: bool = False,
+    threads: int = 1,
 ) -> None:
     """Train the language model in place, going on from ``folder/language.pt`` where that exists.
 
-    ``compiled``: the layers, which takes a C++ compiler and makes a step a third shorter.
+    ``compiled``: the layers, which takes a C++ compiler and makes a step a third shorter. ``threads``: that a step's
+    batches are computed in, side by side; they decide nothing but the time.
     """
     torch.manual_seed(plan.seed)
     layer = torch.compile(decoder_layer, dynamic=True) if compiled else decoder_layer
@@ -412,19 +420,23 @@ def train_language(
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     start = _resume(folder, model, heads, optimizers)
     maker = BatchMaker(processor, model.config.video_token_id)
-    rng = np.random.default_rng([plan.seed, start])
-    for step in range(start, plan.steps):
-        for optimizer, rate in zip(optimizers, rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * schedule(step, plan.steps, warmup=150)
-        _, most, long_share = [stage for stage in plan.stages if step >= stage[0] * plan.steps][-1]
-        batch = draw_batch(maker, pool, plan, most, long_share, rng)
-        figures = _step(model, heads, optimizers, batch, plan, layer)
-        report(step, figures)
-        if (step + 1) % 100 == 0 or step + 1 == plan.steps:
-            state = {"step": step + 1, "text": model.model.language_model.state_dict(), "heads": heads.state_dict()}
-            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-            save_atomically(state, folder / "language.pt")
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        for step in range(start, plan.steps):
+            for optimizer, rate in zip(optimizers, rates, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * schedule(step, plan.steps, warmup=150)
+            _, most, long_share = [stage for stage in plan.stages if step >= stage[0] * plan.steps][-1]
+
+            def compute(number: int, step: int = step, most: int = most, long_share: float = long_share) -> _Gradients:
+                rng = np.random.default_rng([plan.seed, step, number])
+                batch = draw_batch(maker, pool, plan, most, long_share, rng)
+                return _gradients(model, heads, batch, plan, layer)
+
+            report(step, _update(model, heads, optimizers, list(workers.map(compute, range(plan.batches)))))
+            if (step + 1) % 100 == 0 or step + 1 == plan.steps:
+                state = {"step": step + 1, "text": model.model.language_model.state_dict(), "heads": heads.state_dict()}
+                state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+                save_atomically(state, folder / "language.pt")
 
 
 @torch.no_grad()
@@ -467,14 +479,17 @@ def make_optimizers(text: nn.Module, heads: AuxHeads, plan: LanguagePlan) -> lis
     return optimizers
 
 
-def _step(
-    model: Any,
-    heads: AuxHeads,
-    optimizers: list[torch.optim.Optimizer],
-    batch: Batch,
-    plan: LanguagePlan,
-    layer: Callable[..., torch.Tensor] = decoder_layer,
-) -> dict[str, float]:
+_Gradients = tuple[list[torch.Tensor | None], dict[str, float]]
+"""Of every parameter, and figures to report."""
+
+
+def _parameters(model: Any, heads: AuxHeads) -> list[nn.Parameter]:
+    return [*model.model.language_model.parameters(), *heads.parameters()]
+
+
+def _gradients(
+    model: Any, heads: AuxHeads, batch: Batch, plan: LanguagePlan, layer: Callable[..., torch.Tensor] = decoder_layer
+) -> _Gradients:
     hidden, kept = forward(model, batch, torch.bfloat16, layer)
     known = batch.targets >= 0
     logits = nn.functional.linear(hidden[known], model.model.language_model.embed_tokens.weight)
@@ -482,14 +497,22 @@ def _step(
     weights = batch.weights[known]
     loss = (losses * weights).sum() / weights.sum()
     aux = heads.loss(kept, batch)
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    (loss + plan.aux_weight * aux).backward()
-    nn.utils.clip_grad_norm_([p for o in optimizers for group in o.param_groups for p in group["params"]], 1.0)
+    gradients = torch.autograd.grad(loss + plan.aux_weight * aux, _parameters(model, heads), allow_unused=True)
+    right = float((logits.argmax(-1) == batch.targets[known]).float().mean())
+    return list(gradients), {"loss": float(loss.detach()), "aux": float(aux.detach()), "right": right}
+
+
+def _update(
+    model: Any, heads: AuxHeads, optimizers: list[torch.optim.Optimizer], computed: Sequence[_Gradients]
+) -> dict[str, float]:
+    """One step along the mean of the gradients; the mean of the figures."""
+    for parameter, *gradients in zip(_parameters(model, heads), *(gradients for gradients, _ in computed), strict=True):
+        there = [gradient for gradient in gradients if gradient is not None]
+        parameter.grad = sum(there[1:], start=there[0]) / len(computed) if there else None
+    nn.utils.clip_grad_norm_(_parameters(model, heads), 1.0)
     for optimizer in optimizers:
         optimizer.step()
-    right = float((logits.argmax(-1) == batch.targets[known]).float().mean())
-    return {"loss": float(loss.detach()), "aux": float(aux.detach()), "right": right}
+    return {name: float(np.mean([figures[name] for _, figures in computed])) for name in computed[0][1]}
 
 
 def _resume(folder: Path, model: Any, heads: AuxHeads, optimizers: list[torch.optim.Optimizer]) -> int:
