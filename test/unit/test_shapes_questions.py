@@ -94,26 +94,30 @@ def test_two_that_come_together_have_no_order():
     assert answer("total", "", facts) == "two"
 
 
+def state(*names: str | None, total: int, seen: tuple[str, ...], new: tuple[str, ...] = ()) -> Running:
+    return Running(*names, total, seen=frozenset(seen), doubtful=frozenset(), new=frozenset(new))
+
+
 def test_the_running_state(story):
     assert running(story) == [
-        Running(NONE, NONE, NONE, NONE, 0, {}),
-        Running(RED, RED, NONE, RED, 1, {RED: (True, 1)}),
-        Running(BLUE, BLUE, RED, RED, 2, {RED: (False, 1), BLUE: (True, 2)}),
-        Running(NONE, BLUE, RED, RED, 2, {BLUE: (False, 2)}),
+        state(NONE, NONE, NONE, NONE, total=0, seen=()),
+        state(RED, RED, NONE, RED, total=1, seen=(RED,), new=(RED,)),
+        state(BLUE, BLUE, RED, RED, total=2, seen=(RED, BLUE), new=(BLUE,)),
+        state(NONE, BLUE, RED, RED, total=2, seen=(RED, BLUE)),
     ]
 
 
 def test_the_running_state_knows_what_a_tie_leaves():
     together = (sighting(0, RED, 0.2), sighting(1, BLUE, 0.8))
-    tied = Running(None, None, None, None, 2, {RED: (True, None), BLUE: (True, None)})
-    third = Running(GREEN, GREEN, None, None, 3, {GREEN: (True, 3)})
+    tied = state(None, None, None, None, total=2, seen=(RED, BLUE), new=(RED, BLUE))
+    third = state(GREEN, GREEN, None, None, total=3, seen=(RED, BLUE, GREEN), new=(GREEN,))
     assert running([together, (sighting(2, GREEN, 0.5),)]) == [tied, third]
 
 
 def test_who_was_glimpsed_before_may_be_new_or_not():
     first, second = running([(sighting(0, RED, 0.2, part=0.4),), (sighting(0, RED, 0.4),)])
-    assert first.objects == {}
-    assert second.objects == {RED: (None, 1)}
+    assert (first.seen, first.doubtful, first.total) == (frozenset(), {RED}, None)
+    assert (second.seen, second.doubtful, second.new) == ({RED}, frozenset(), frozenset())
 
 
 def test_every_kind_is_asked_and_agrees_with_the_log():

@@ -14,8 +14,8 @@ from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import Segment, TubeletFeatures
 from vstream_ros.models.loader import load_model, wrap_model
 from vstream_ros.synthetic.feature_pool import Clip, FeaturePool, join
-from vstream_ros.synthetic.questions import NUMBERS, QA, ask_all, corpus
-from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES, Scene, Visit
+from vstream_ros.synthetic.questions import NUMBERS, QA, corpus
+from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES, Scene, Visit, all_names
 from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN, MAX_PIXELS, MIN_PIXELS, TOKENS, VISION
 from vstream_ros.synthetic.tiny_model import make_model, write_checkpoint
 from vstream_ros.synthetic.tower import encode_tubelets, patchify
@@ -24,6 +24,7 @@ from vstream_ros.synthetic.train_language import (
     NEW,
     NOTHING,
     OLD,
+    Batch,
     BatchMaker,
     LanguagePlan,
     forward,
@@ -105,23 +106,32 @@ def test_isolated_questions_get_the_logits_that_the_engine_computes(untrained, p
         torch.testing.assert_close(model.lm_head(last)[0, -1], logits[first_answer_token], atol=1e-5, rtol=1e-4)
 
 
-def test_each_objects_token_is_told_its_number(untrained):
+def at(visit: Visit, x: float, part: float = 1.0, motion: str = "nowhere") -> Sighting:
+    return Sighting(visit, part, part, x, 0.1, motion)
+
+
+def batch_of(untrained, *views: tuple[Sighting, ...]) -> Batch:
     model, processor = untrained
-    scene = Scene(4, 24.0, gap_s=2.0)
-    one, two, three = scene.visits[:3]
+    clip = Clip(torch.zeros(len(views), TOKENS, HIDDEN), views, tuple(range(len(views))))
+    asked = [QA("count", "How many objects are there now?", "two")]
+    return BatchMaker(processor, model.config.video_token_id).batch([clip], [asked])
 
-    def seen(visit: Visit, x: float, part: float = 1.0) -> Sighting:
-        return Sighting(visit, part, part, x, 0.1, "nowhere")
 
-    views = (
-        (seen(one, 0.1),),
-        (seen(one, 0.3), seen(two, 0.9, part=0.4)),
-        (seen(two, 0.9), seen(three, 0.6)),
-        (seen(two, 0.1), seen(three, 0.2)),
+def number_of(visit: Visit) -> int:
+    """The class of an object."""
+    return 1 + 4 * list(COLOURS).index(visit.colour) + SHAPES.index(visit.shape)
+
+
+def test_each_objects_token_is_told_what_it_is(untrained):
+    one, two, three = Scene(4, 24.0, gap_s=2.0).visits[:3]
+    batch = batch_of(
+        untrained,
+        (at(one, 0.1),),
+        (at(one, 0.3), at(two, 0.9, part=0.4)),
+        (at(two, 0.9), at(three, 0.6)),
+        (at(two, 0.1), at(three, 0.2)),
     )
-    clip = Clip(torch.zeros(4, TOKENS, HIDDEN), views, (0, 1, 2, 3))
-    batch = BatchMaker(processor, model.config.video_token_id).batch([clip], [ask_all(views, np.random.default_rng(0))])
-    identity, novelty, number = (batch.token_targets[layer][0].reshape(4, TOKENS) for layer in (2, 3, 5))
+    identity, novelty, previous = (batch.token_targets[layer][0].reshape(4, TOKENS) for layer in (2, 3, 5))
     # The second object may have come with the second tubelet or with the third; in the last two stand in one token.
     unknown = IGNORE
     assert novelty[:, :4].tolist() == [
@@ -131,34 +141,51 @@ def test_each_objects_token_is_told_its_number(untrained):
         [unknown, NOTHING, NOTHING, NOTHING],
     ]
     assert (novelty[:, 4:] == NOTHING).all()
-    assert [(k, int(n)) for k, row in enumerate(number) for n in row if n != IGNORE] == [(0, 1), (1, 1)]
-    first, second, third = (1 + 4 * list(COLOURS).index(v.colour) + SHAPES.index(v.shape) for v in (one, two, three))
+    first, second, third = map(number_of, (one, two, three))
     assert identity[:, :4].tolist() == [
         [first, NOTHING, NOTHING, NOTHING],
         [NOTHING, first, NOTHING, unknown],
         [NOTHING, NOTHING, third, second],
         [unknown, NOTHING, NOTHING, NOTHING],
     ]
+    # Before the first there was nothing; what came before the third nobody can tell.
+    assert [(k, int(n)) for k, row in enumerate(previous) for n in row if n != IGNORE] == [(0, NOTHING)]
 
 
-def test_a_tubelet_is_told_what_is_there_from_left_to_right(untrained):
-    model, processor = untrained
+def test_what_comes_in_is_told_what_came_before(untrained):
     one, two = Scene(4, 24.0, gap_s=2.0).visits[:2]
-
-    def at(visit: Visit, x: float, part: float = 1.0) -> Sighting:
-        return Sighting(visit, part, part, x, 0.1, "nowhere")
-
-    views = ((), (at(one, 0.5), at(two, 0.2)), (at(one, 0.5), at(two, 0.53)), (at(one, 0.5), at(two, 0.1, part=0.4)))
-    clip = Clip(torch.zeros(4, TOKENS, HIDDEN), views, (0, 1, 2, 3))
-    batch = BatchMaker(processor, model.config.video_token_id).batch([clip], [[QA("count", "Count.", "two")]])
-    none = [len(COLOURS), len(SHAPES)]
-    first, second = ([list(COLOURS).index(v.colour), SHAPES.index(v.shape)] for v in (one, two))
-    assert batch.tubelet_targets[5][0].tolist() == [
-        [*none, *none, *none],
-        [*second, *first, *none],
-        [IGNORE] * 6,  # one above the other
-        [IGNORE] * 6,  # the second may be there or not
+    batch = batch_of(untrained, (at(one, 0.1),), (at(two, 0.9),), (at(one, 0.1), at(two, 0.9)))
+    previous = batch.token_targets[5][0].reshape(3, TOKENS)
+    assert [(k, int(n)) for k, row in enumerate(previous) for n in row if n != IGNORE] == [
+        (0, NOTHING),
+        (1, number_of(one)),
     ]
+
+
+def test_of_the_tokens_that_an_object_moves_over_the_first_is_told_that_it_is_new(untrained):
+    one = Scene(4, 24.0, gap_s=2.0).visits[0]
+    # In both tubelets it is in token 1 in one frame, in token 2 in the other.
+    right, left = (batch_of(untrained, (at(one, *moving),)) for moving in ((0.52, 1.0, "right"), (0.48, 1.0, "left")))
+    assert right.token_targets[3][0, :4].tolist() == [NOTHING, IGNORE, IGNORE, NOTHING]
+    assert right.token_targets[2][0, :4].tolist() == [NOTHING, IGNORE, number_of(one), NOTHING]
+    assert left.token_targets[3][0, :4].tolist() == [NOTHING, NEW, IGNORE, NOTHING]
+
+
+def test_a_tubelet_is_told_what_is_there_and_what_has_been(untrained):
+    one, two = Scene(4, 24.0, gap_s=2.0).visits[:2]
+    views = ((), (at(one, 0.5), at(two, 0.2)), (at(one, 0.5), at(two, 0.53)), (at(one, 0.5), at(two, 0.1, part=0.4)))
+    batch = batch_of(untrained, *views)
+    first, second = number_of(one), number_of(two)
+    assert batch.tubelet_targets[5][0].tolist() == [
+        [NOTHING, NOTHING, NOTHING],
+        [second, first, NOTHING],  # from left to right
+        [IGNORE] * 3,  # one above the other
+        [IGNORE] * 3,  # the second may be there or not
+    ]
+    seen = batch.seen_targets[0]
+    assert seen.nonzero().tolist() == [[k, n - 1] for k in (1, 2, 3) for n in sorted((first, second))]
+    doubtful = batch_of(untrained, (at(one, 0.5), at(two, 0.1, part=0.4))).seen_targets[0, 0]
+    assert (doubtful[first - 1], doubtful[second - 1], doubtful.abs().sum()) == (1, IGNORE, 1 - IGNORE)
 
 
 def test_names_in_text_are_told_which_object_they_mean(untrained):
@@ -173,9 +200,7 @@ def test_names_in_text_are_told_which_object_they_mean(untrained):
     told = (batch.text_targets[0] != IGNORE).nonzero()[:, 0].tolist()
     names = [processor.tokenizer.decode(batch.question_ids[0, k - 1 : k + 1]).strip() for k in told]
     assert names == ["red circle", "blue square", "red circle"]
-    colours = list(COLOURS)
-    expected = [1 + 4 * colours.index(name.split()[0]) + SHAPES.index(name.split()[1]) for name in names]
-    assert batch.text_targets[0, told].tolist() == expected
+    assert batch.text_targets[0, told].tolist() == [1 + all_names().index(name) for name in names]
 
 
 def test_any_text_tokenises_and_words_are_short(untrained):

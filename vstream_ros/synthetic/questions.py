@@ -250,23 +250,22 @@ class Running:
     first: str | None
     total: int | None
     """How many objects have been seen."""
-    objects: dict[str, tuple[bool | None, int | None]]
-    """Of each object that this tubelet shows: is it new, and its number in the order of arrival, from 1."""
+    seen: frozenset[str]
+    doubtful: frozenset[str]
+    """Whether they have been seen readings disagree."""
+    new: frozenset[str]
+    """Of ``seen``, what was not there before this tubelet, nor perhaps."""
 
 
 def running(views: Sequence[View]) -> list[Running]:
     """The state after each tubelet: the targets of stage 2's auxiliary heads."""
     states = []
     for one, two in zip(_running(views, SEEN), _running(views, GLIMPSED), strict=True):
-        objects = {}
-        for name, (new, number) in one.objects.items():
-            also_new, also_number = two.objects[name]
-            objects[name] = (new if new == also_new else None, number if number == also_number else None)
         agreed = {
             field: getattr(one, field) if getattr(one, field) == getattr(two, field) else None
             for field in ("arrived", "newest", "previous", "first", "total")
         }
-        states.append(Running(**agreed, objects=objects))
+        states.append(Running(**agreed, seen=one.seen, doubtful=two.seen - one.seen, new=one.new & two.new))
     return states
 
 
@@ -277,10 +276,6 @@ def _running(views: Sequence[View], threshold: float) -> list[Running]:
 
     def only(group: list[str]) -> str | None:
         return group[0] if len(group) == 1 else None
-
-    def number(name: str) -> int | None:
-        before = list(itertools.takewhile(lambda group: name not in group, groups))
-        return sum(map(len, before)) + 1 if len(groups[len(before)]) == 1 else None
 
     for view in views:
         known = {name for group in groups for name in group}
@@ -297,7 +292,9 @@ def _running(views: Sequence[View], threshold: float) -> list[Running]:
                 previous=before,
                 first=only(groups[0]) if groups else NONE,
                 total=sum(map(len, groups)),
-                objects={name: (name in new, number(name)) for name in seen},
+                seen=frozenset(known.union(new)),
+                doubtful=frozenset(),
+                new=frozenset(new),
             )
         )
     return states

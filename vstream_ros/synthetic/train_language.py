@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vstream_ros.synthetic.feature_pool import Clip, FeaturePool
+from vstream_ros.synthetic.feature_pool import FRAME_GAP_S, Clip, FeaturePool
 from vstream_ros.synthetic.questions import (
     KINDS,
     NONE,
@@ -30,31 +30,40 @@ from vstream_ros.synthetic.questions import (
     readings,
     running,
 )
-from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES
+from vstream_ros.synthetic.shapes_world import DIRECTIONS, MAX_SPEED, all_names
 from vstream_ros.synthetic.tiny_config import CELLS, HIDDEN, TOKENS, TOKENS_PER_SECOND
 from vstream_ros.synthetic.train_vision import IGNORE, save_atomically, schedule, token_at, token_of
 from vstream_ros.synthetic.tubelets import Sighting
 
-NAME = (len(COLOURS) + 1, len(SHAPES) + 1)
-"""Classes of an object's colour and shape; the last one: there is none."""
+NAMES = all_names()
+IDENTITIES = 1 + len(NAMES)
+"""Nothing, or a colour together with a shape. As one class of all: what shares its colour is then not half of it."""
 HARD = ("before", "after", "total", "describe", "last", "ever")
 """Kinds that take the longest to learn; asked twice as often."""
 ODDS = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
 ODDS /= ODDS.sum()
-TUBELET_TARGETS: dict[int, tuple[int, ...]] = {3: (*NAME, 5), 4: (11,), 5: 3 * NAME, 6: (*NAME, *NAME, *NAME, 11)}
-"""What a tubelet's last token tells after so many decoder layers: first what comes in this tubelet and how many
-objects are there; then how many there were in all; what is there, from left to right; then the newest object, the one
-before it, the first one and again how many there were."""
-IDENTITIES = 1 + len(COLOURS) * len(SHAPES)
-"""Nothing, or a colour together with a shape."""
-TOKEN_TARGETS: dict[int, int] = {2: IDENTITIES, 3: 3, 5: 11}
-"""What the token with an object's centre tells: which object it is, as one of all (what shares its colour or shape is
-then not half of it); whether it is new, old, or there is none; its number in the order of arrival. With that on
-each of its tokens, what came before or after it is found however far away."""
+TUBELET_TARGETS: dict[int, tuple[int, ...]] = {
+    3: (IDENTITIES, 5),
+    5: (IDENTITIES, IDENTITIES, IDENTITIES),
+    6: (IDENTITIES, IDENTITIES, IDENTITIES, 11),
+}
+"""What a tubelet's last token tells after so many decoder layers: first what comes in this tubelet and how many objects
+are there; what is there, from left to right; then the newest object, the one before it, the first one and how many
+there were in all."""
+SEEN_LAYER = 4
+"""After which it tells of each name whether it has been there. Attention is bad at counting; what is in that set has
+been there, and its size is how many there were."""
+SEEN_WEIGHT = 5.0
+"""In the loss, which is a mean over all names: most of them have never been there."""
+TOKEN_TARGETS: dict[int, int] = {2: IDENTITIES, 3: 3, 5: IDENTITIES}
+"""What the token with an object's centre tells: which object it is; whether it is new, old, or there is none; if it is
+new, what came before it. So what came before or after an object is found in one look, however far away."""
 TEXT_LAYER = 2
 """After which a name in a question or an answer tells the same as the object's own token."""
-AUX_LAYERS = sorted({*TUBELET_TARGETS, *TOKEN_TARGETS, TEXT_LAYER})
+AUX_LAYERS = sorted({*TUBELET_TARGETS, *TOKEN_TARGETS, SEEN_LAYER, TEXT_LAYER})
 NOTHING, NEW, OLD = 0, 1, 2
+STEP = MAX_SPEED * FRAME_GAP_S
+"""Widths that an object moves between a tubelet's frames, at most."""
 NOTHING_WEIGHT = 0.1
 """In the loss: most tokens have no object."""
 
@@ -107,6 +116,8 @@ class Batch:
     """By decoder layer: (B, tubelets, targets) classes."""
     token_targets: dict[int, torch.Tensor]
     """By decoder layer: (B, video tokens) classes."""
+    seen_targets: torch.Tensor
+    """(B, tubelets, names) float32: 1 for what has been there, 0 for what has not, IGNORE where nobody can tell."""
     text_targets: torch.Tensor
     """(B, Q): identity at the last word of a name, else IGNORE."""
 
@@ -127,9 +138,7 @@ class BatchMaker:
         self._video_token_id = video_token_id
         self._end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
         self._cache: dict[str, list[int]] = {}
-        self._names = {
-            tuple(self._ids(f" {colour} {shape}")): _identity(colour, shape) for colour in COLOURS for shape in SHAPES
-        }
+        self._names = {tuple(self._ids(f" {name}")): _class(name) for name in NAMES}
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -184,6 +193,7 @@ class BatchMaker:
             weights=weights,
             tubelet_targets={k: torch.tensor([labels[k] for labels in of_tubelets]) for k in TUBELET_TARGETS},
             token_targets={k: torch.from_numpy(np.stack([labels[k] for labels in of_tokens])) for k in TOKEN_TARGETS},
+            seen_targets=torch.from_numpy(np.stack([_seen_labels(state) for state in states])),
             text_targets=torch.tensor(of_text),
         )
 
@@ -211,13 +221,11 @@ def _tubelet_labels(clip: Clip, states: Sequence[Running]) -> dict[int, list[lis
     for view, state in zip(clip.views, states, strict=True):
         here, perhaps = sum(s.here for s in view), sum(s.glimpsed for s in view)
         total = IGNORE if state.total is None else min(state.total, 10)
-        labels[3].append([*_name_classes(state.arrived), here if here == perhaps else IGNORE])
-        labels[4].append([total])
+        labels[3].append([_class(state.arrived), here if here == perhaps else IGNORE])
         ordered = from_left_to_right([s for s in view if s.here]) if here == perhaps else None
         present = [None] * 3 if ordered is None else [*(s.visit.name for s in ordered), *[NONE] * 3][:3]
-        labels[5].append([c for name in present for c in _name_classes(name)])
-        names = [c for name in (state.newest, state.previous, state.first) for c in _name_classes(name)]
-        labels[6].append([*names, total])
+        labels[5].append([_class(name) for name in present])
+        labels[6].append([*(_class(name) for name in (state.newest, state.previous, state.first)), total])
     return labels
 
 
@@ -225,41 +233,48 @@ def _token_labels(clip: Clip, states: Sequence[Running]) -> dict[int, np.ndarray
     """By decoder layer: classes of ``TOKEN_TARGETS``, (video tokens,) int64."""
     identity = np.full((len(states), TOKENS), NOTHING)
     novelty = np.full((len(states), TOKENS), NOTHING)
-    number = np.full((len(states), TOKENS), IGNORE)
+    previous = np.full((len(states), TOKENS), IGNORE)
     for k, (view, state) in enumerate(zip(clip.views, states, strict=True)):
         for sighting in view:
-            token = token_of(sighting)
+            token, around = token_of(sighting), _around(sighting)
             taken = novelty[k, token] != NOTHING
-            identity[k, _around(sighting)] = novelty[k, _around(sighting)] = number[k, token] = IGNORE
+            identity[k, around] = novelty[k, around] = previous[k, token] = IGNORE
+            name = sighting.visit.name
             if taken or not sighting.seen:
                 continue
-            identity[k, token] = _identity(*sighting.visit.name.split())
-            new, arrival = state.objects[sighting.visit.name]
-            if new is not None:
-                novelty[k, token] = NEW if new else OLD
-            if arrival is not None:
-                number[k, token] = min(arrival, 10)
-    return {2: identity.ravel(), 3: novelty.ravel(), 5: number.ravel()}
+            identity[k, token] = _class(name)
+            if name not in state.new:
+                earlier = k > 0 and name in states[k - 1].seen
+                novelty[k, token] = OLD if earlier else IGNORE
+            elif min(around) == token:  # of several tokens that may have a new object the first is new
+                novelty[k, token] = NEW
+                if name == state.arrived:
+                    previous[k, token] = _class(state.previous)
+    return {2: identity.ravel(), 3: novelty.ravel(), 5: previous.ravel()}
 
 
-def _identity(colour: str, shape: str) -> int:
-    return 1 + list(COLOURS).index(colour) * len(SHAPES) + SHAPES.index(shape)
+def _seen_labels(states: Sequence[Running]) -> np.ndarray:
+    """(tubelets, names) float32; see ``Batch``."""
+    labels = np.zeros((len(states), len(NAMES)), dtype=np.float32)
+    for row, state in zip(labels, states, strict=True):
+        row[[_class(name) - 1 for name in state.seen]] = 1.0
+        row[[_class(name) - 1 for name in state.doubtful]] = IGNORE
+    return labels
+
+
+def _class(name: str | None) -> int:
+    """Of ``IDENTITIES``; IGNORE for None."""
+    if name is None:
+        return IGNORE
+    return NOTHING if name == NONE else 1 + NAMES.index(name)
 
 
 def _around(sighting: Sighting) -> list[int]:
-    """The token with the object's centre and those that nearly have it: nobody can tell."""
-    step = 0.1 / CELLS[1]
-    moved = [(sighting.x + dx * step, sighting.y + dy * step) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
-    return [token_at(x, y) for x, y in moved]
-
-
-def _name_classes(name: str | None) -> tuple[int, int]:
-    if name is None:
-        return IGNORE, IGNORE
-    if name == NONE:
-        return len(COLOURS), len(SHAPES)
-    colour, shape = name.split()
-    return list(COLOURS).index(colour), SHAPES.index(shape)
+    """The tokens with the object's centre, or nearly, in one of the frames: nobody can tell which it is."""
+    dx, dy = DIRECTIONS.get(sighting.motion or "", (0.0, 0.0))
+    way = [(sighting.x - back * dx, sighting.y - back * dy) for back in (0.0, 0.5 * STEP, STEP)]
+    near = 0.1 / CELLS[1]
+    return [token_at(x + i * near, y + j * near) for x, y in way for i in (-1, 0, 1) for j in (-1, 0, 1)]
 
 
 class AuxHeads(nn.Module):
@@ -271,6 +286,7 @@ class AuxHeads(nn.Module):
         self.norms = nn.ModuleDict({str(layer): nn.RMSNorm(HIDDEN) for layer in AUX_LAYERS})
         self.tubelets = nn.ModuleDict({str(k): nn.Linear(HIDDEN, sum(sizes)) for k, sizes in TUBELET_TARGETS.items()})
         self.tokens = nn.ModuleDict({str(k): nn.Linear(HIDDEN, classes) for k, classes in TOKEN_TARGETS.items()})
+        self.seen = nn.Linear(HIDDEN, len(NAMES))
         self.text = nn.Linear(HIDDEN, IDENTITIES)
 
     def loss(self, kept: dict[int, torch.Tensor], batch: Batch) -> torch.Tensor:
@@ -281,15 +297,22 @@ class AuxHeads(nn.Module):
         for layer, states in kept.items():
             normed = self.norms[str(layer)](states)
             video, end, text = normed[:, start:cut], normed[:, cut : cut + 1], normed[:, cut:]
+            lasts = video[:, TOKENS - 1 :: TOKENS]
             if layer in TOKEN_TARGETS:
                 weight = torch.ones(TOKEN_TARGETS[layer])
                 weight[NOTHING] = NOTHING_WEIGHT
                 losses.append(_cross_entropy(self.tokens[str(layer)](video), batch.token_targets[layer], weight))
             if layer in TUBELET_TARGETS:
                 labels = batch.tubelet_targets[layer]
-                for hidden, known in ((video[:, TOKENS - 1 :: TOKENS], labels), (end, labels[:, -1:])):
+                for hidden, known in ((lasts, labels), (end, labels[:, -1:])):
                     parts = self.tubelets[str(layer)](hidden).split(TUBELET_TARGETS[layer], dim=-1)
                     losses += [_cross_entropy(logits, known[..., k]) for k, logits in enumerate(parts)]
+            if layer == SEEN_LAYER:
+                logits, known = self.seen(torch.cat([lasts, end], dim=1)), batch.seen_targets
+                known = torch.cat([known, known[:, -1:]], dim=1)
+                told = known >= 0
+                missed = nn.functional.binary_cross_entropy_with_logits(logits[told], known[told])
+                losses.append(SEEN_WEIGHT * missed)
             if layer == TEXT_LAYER:
                 losses.append(_cross_entropy(self.text(text), batch.text_targets))
         return torch.stack([loss for loss in losses if loss is not None]).mean()
