@@ -72,7 +72,7 @@ NOTHING_WEIGHT = 0.1
 class LanguagePlan:
     """How long and how stage 2 trains. What the shipped checkpoint was trained with stands in its model card."""
 
-    steps: int = 12_000
+    steps: int = 9_000
     batches: int = 2
     """In a step; each has clips of one length and, where there are threads, one of its own."""
     token_budget: int = 2400
