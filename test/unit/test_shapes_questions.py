@@ -94,30 +94,30 @@ def test_two_that_come_together_have_no_order():
     assert answer("total", "", facts) == "two"
 
 
-def state(*names: str | None, total: int, seen: tuple[str, ...], new: tuple[str, ...] = ()) -> Running:
-    return Running(*names, total, seen=frozenset(seen), doubtful=frozenset(), new=frozenset(new))
+def state(*names: str | None, total: int, seen: tuple[str, ...]) -> Running:
+    return Running(*names, total, seen=frozenset(seen), doubtful=frozenset())
 
 
 def test_the_running_state(story):
     assert running(story) == [
         state(NONE, NONE, NONE, NONE, total=0, seen=()),
-        state(RED, RED, NONE, RED, total=1, seen=(RED,), new=(RED,)),
-        state(BLUE, BLUE, RED, RED, total=2, seen=(RED, BLUE), new=(BLUE,)),
+        state(RED, RED, NONE, RED, total=1, seen=(RED,)),
+        state(BLUE, BLUE, RED, RED, total=2, seen=(RED, BLUE)),
         state(NONE, BLUE, RED, RED, total=2, seen=(RED, BLUE)),
     ]
 
 
 def test_the_running_state_knows_what_a_tie_leaves():
     together = (sighting(0, RED, 0.2), sighting(1, BLUE, 0.8))
-    tied = state(None, None, None, None, total=2, seen=(RED, BLUE), new=(RED, BLUE))
-    third = state(GREEN, GREEN, None, None, total=3, seen=(RED, BLUE, GREEN), new=(GREEN,))
+    tied = state(None, None, None, None, total=2, seen=(RED, BLUE))
+    third = state(GREEN, GREEN, None, None, total=3, seen=(RED, BLUE, GREEN))
     assert running([together, (sighting(2, GREEN, 0.5),)]) == [tied, third]
 
 
 def test_who_was_glimpsed_before_may_be_new_or_not():
     first, second = running([(sighting(0, RED, 0.2, part=0.4),), (sighting(0, RED, 0.4),)])
     assert (first.seen, first.doubtful, first.total) == (frozenset(), {RED}, None)
-    assert (second.seen, second.doubtful, second.new) == ({RED}, frozenset(), frozenset())
+    assert (second.seen, second.doubtful) == ({RED}, frozenset())
 
 
 def test_every_kind_is_asked_and_agrees_with_the_log():

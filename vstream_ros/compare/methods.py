@@ -119,30 +119,28 @@ def _run_cached(
             timeline.sync(model.build_prompt(segments, "", true_time=True))
         result.streaming_s = watch.elapsed() if streaming else 0.0
 
-        def ask() -> tuple[_Watch, list[int]]:
+        def ask() -> _Watch:
             watch = _Watch()
             prompt = model.build_prompt(asked, question, true_time=True)
-            timeline.sync(prompt)
-            tokens = model.generate(prompt, timeline.cache, watch.on(options))
+            timeline.answer(prompt, watch.on(options))
             result.total_s = result.total_s or watch.elapsed()
             result.cache_tokens = len(prompt)
-            timeline.rollback(prompt.prefix_length)
-            return watch, tokens
+            return watch
 
-        first, tokens = ask()
-        second, _ = ask()
+        first, second = ask(), ask()
     result.first_token_s, result.first_token_warm_s = first.first_token_s, second.first_token_s
     result.peak_bytes = peak.nbytes
-    result.token_ids, result.answer = tokens, model.decode_text(tokens)
+    result.token_ids, result.answer = first.token_ids, model.decode_text(first.token_ids)
     return result
 
 
 class _Watch:
-    """Seconds since it was made, and until the first token."""
+    """Seconds since it was made, and until the first token; the tokens."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self.first_token_s = 0.0
+        self.token_ids: list[int] = []
 
     def elapsed(self) -> float:
         return time.monotonic() - self._started
@@ -153,6 +151,7 @@ class _Watch:
 
     def _on_token(self, token_id: int, log_probability: float) -> bool:
         self.first_token_s = self.first_token_s or self.elapsed()
+        self.token_ids.append(token_id)
         return False
 
 

@@ -253,8 +253,6 @@ class Running:
     seen: frozenset[str]
     doubtful: frozenset[str]
     """Whether they have been seen readings disagree."""
-    new: frozenset[str]
-    """Of ``seen``, what was not there before this tubelet, nor perhaps."""
 
 
 def running(views: Sequence[View]) -> list[Running]:
@@ -265,7 +263,7 @@ def running(views: Sequence[View]) -> list[Running]:
             field: getattr(one, field) if getattr(one, field) == getattr(two, field) else None
             for field in ("arrived", "newest", "previous", "first", "total")
         }
-        states.append(Running(**agreed, seen=one.seen, doubtful=two.seen - one.seen, new=one.new & two.new))
+        states.append(Running(**agreed, seen=one.seen, doubtful=two.seen - one.seen))
     return states
 
 
@@ -294,7 +292,6 @@ def _running(views: Sequence[View], threshold: float) -> list[Running]:
                 total=sum(map(len, groups)),
                 seen=frozenset(known.union(new)),
                 doubtful=frozenset(),
-                new=frozenset(new),
             )
         )
     return states

@@ -234,6 +234,8 @@ def _token_labels(clip: Clip, states: Sequence[Running]) -> dict[int, np.ndarray
     identity = np.full((len(states), TOKENS), NOTHING)
     novelty = np.full((len(states), TOKENS), NOTHING)
     previous = np.full((len(states), TOKENS), IGNORE)
+    seen: frozenset[str] = frozenset()
+    doubtful: frozenset[str] = frozenset()
     for k, (view, state) in enumerate(zip(clip.views, states, strict=True)):
         for sighting in view:
             token, around = token_of(sighting), _around(sighting)
@@ -243,13 +245,13 @@ def _token_labels(clip: Clip, states: Sequence[Running]) -> dict[int, np.ndarray
             if taken or not sighting.seen:
                 continue
             identity[k, token] = _class(name)
-            if name not in state.new:
-                earlier = k > 0 and name in states[k - 1].seen
-                novelty[k, token] = OLD if earlier else IGNORE
-            elif min(around) == token:  # of several tokens that may have a new object the first is new
+            if name in seen:
+                novelty[k, token] = OLD
+            elif name not in doubtful and min(around) == token:  # of those that may have it the first is new
                 novelty[k, token] = NEW
                 if name == state.arrived:
                     previous[k, token] = _class(state.previous)
+        seen, doubtful = state.seen, state.doubtful
     return {2: identity.ravel(), 3: novelty.ravel(), 5: previous.ravel()}
 
 
@@ -443,19 +445,19 @@ def train_language(
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     start = _resume(folder, model, heads, optimizers)
     maker = BatchMaker(processor, model.config.video_token_id)
+
+    def compute(step: int, number: int) -> _Gradients:
+        _, most, long_share = [stage for stage in plan.stages if step >= stage[0] * plan.steps][-1]
+        rng = np.random.default_rng([plan.seed, step, number])
+        return _gradients(model, heads, draw_batch(maker, pool, plan, most, long_share, rng), plan, layer)
+
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
         for step in range(start, plan.steps):
             for optimizer, rate in zip(optimizers, rates, strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * schedule(step, plan.steps, warmup=150)
-            _, most, long_share = [stage for stage in plan.stages if step >= stage[0] * plan.steps][-1]
-
-            def compute(number: int, step: int = step, most: int = most, long_share: float = long_share) -> _Gradients:
-                rng = np.random.default_rng([plan.seed, step, number])
-                batch = draw_batch(maker, pool, plan, most, long_share, rng)
-                return _gradients(model, heads, batch, plan, layer)
-
-            report(step, _update(model, heads, optimizers, list(workers.map(compute, range(plan.batches)))))
+            computed = list(workers.map(functools.partial(compute, step), range(plan.batches)))
+            report(step, _update(model, heads, optimizers, computed))
             if (step + 1) % 100 == 0 or step + 1 == plan.steps:
                 state = {"step": step + 1, "text": model.model.language_model.state_dict(), "heads": heads.state_dict()}
                 state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
