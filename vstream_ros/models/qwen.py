@@ -27,6 +27,7 @@ from vstream_ros.models.attention import grouped_attention
 from vstream_ros.models.base import FrameSpec, GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.generation import run_generate
 from vstream_ros.models.kv_cache import SPARE_TOKENS, GrowingLayer
+from vstream_ros.models.padded_linear import paddable, padded_linears
 from vstream_ros.models.patch_embedding import linear_patch_embedding
 
 _ZERO_WIDTH_SPACE = "\u200b"
@@ -111,6 +112,7 @@ class QwenVideoModel(VideoModel):
             temporal_patch_size=vision.temporal_patch_size,
         )
         self._text_config = model.config.get_text_config()
+        self._paddable = paddable(model.model.language_model)
         self.context_length = self._text_config.max_position_embeddings
         by_device: Counter[torch.device] = Counter()
         for tensor in (*model.parameters(), *model.buffers()):
@@ -339,7 +341,7 @@ class QwenVideoModel(VideoModel):
     @torch.inference_mode()
     def prefill(self, prompt: Prompt, end: int, features: Sequence[TubeletFeatures], cache: Cache) -> None:
         start = cache.get_seq_length()
-        with grouped_attention(self._text_config):
+        with grouped_attention(self._text_config), padded_linears(self._paddable):
             self.model.model(
                 input_ids=torch.from_numpy(prompt.input_ids[None, start:end]).to(self.device),
                 position_ids=torch.from_numpy(prompt.position_ids[:, None, start:end]).to(self.device),
@@ -360,7 +362,7 @@ class QwenVideoModel(VideoModel):
             "past_key_values": cache,
             "mm_encoder_outputs": self._encoder_outputs(features),
         }
-        with grouped_attention(self._text_config):
+        with grouped_attention(self._text_config), padded_linears(self._paddable):
             return run_generate(self.model, inputs, options)
 
     def _encoder_outputs(self, features: Sequence[TubeletFeatures]) -> dict[str, Any]:
