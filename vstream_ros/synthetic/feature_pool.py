@@ -13,12 +13,14 @@ from vstream_ros.memory.store import StarStream
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.synthetic.parallel import in_processes
 from vstream_ros.synthetic.questions import View
-from vstream_ros.synthetic.shapes_world import Scene
+from vstream_ros.synthetic.shapes_world import MAX_VISITS, Scene
 from vstream_ros.synthetic.tiny_config import FRAME_SIZE
 from vstream_ros.synthetic.tower import encode_tubelets
 from vstream_ros.synthetic.train_vision import CAMERAS, save_atomically
 from vstream_ros.synthetic.tubelets import camera_frame, sightings
 
+CAMERA_SHARE = 0.04
+"""Of the scenes are drawn as large as a camera's and scaled down by the node's own resize: 20 times the work."""
 FRAME_GAP_S, TUBELET_S = 0.5, 1.0
 """The node's default sampling, 2 frames a second."""
 
@@ -33,9 +35,9 @@ class Clip:
     seconds: tuple[int, ...]
     """When each tubelet begins."""
 
-    def part(self, start: int, end: int) -> Clip:
-        """Tubelets [start, end)."""
-        return Clip(self.features[start:end], self.views[start:end], self.seconds[start:end])
+    def part(self, kept: Sequence[int]) -> Clip:
+        """The tubelets of these numbers."""
+        return Clip(self.features[kept], tuple(self.views[k] for k in kept), tuple(self.seconds[k] for k in kept))
 
     @property
     def names(self) -> set[str]:
@@ -77,12 +79,27 @@ def draw_scene(seed: int, long: bool) -> tuple[np.ndarray, tuple[View, ...], tup
         scene = Scene(seed, float(np.exp(rng.uniform(np.log(40.0), np.log(600.0)))))
         seconds = remembered(scene, int(rng.integers(20, int(scene.duration_s) + 1)), rng)
     else:
-        scene = Scene(seed, 30.0, gap_s=float(rng.uniform(1.5, 7.0)))
+        visits = int(rng.integers(1, MAX_VISITS + 1))
+        scene = Scene(seed, 30.0, gap_s=float(rng.uniform(2.0, 8.0)), visits=visits)
         seconds = list(range(30))
-    camera = CAMERAS[int(rng.integers(3))] if rng.random() < 0.1 else None
+    camera = CAMERAS[int(rng.integers(3))] if rng.random() < CAMERA_SHARE else None
     times = [(float(second), second + FRAME_GAP_S) for second in seconds]
     frames = np.stack([[camera_frame(scene, t, FRAME_SIZE, camera) for t in pair] for pair in times])
     return frames, tuple(sightings(scene, *pair) for pair in times), tuple(seconds)
+
+
+def _thinned(clip: Clip, tubelets: int, rng: np.random.Generator) -> Clip:
+    """What a smaller memory might hold: the first tubelet, the newest ones, and any of those between.
+
+    The moment is one of the last that leave enough to choose from; what was far apart may have been nearer.
+    """
+    end = int(rng.integers(tubelets, len(clip.views) + 1))
+    newest = int(rng.integers(0, tubelets))
+    between = rng.choice(np.arange(1, end - newest), tubelets - 1 - newest, replace=False)
+    thin = clip.part([0, *sorted(map(int, between)), *range(end - newest, end)])
+    gaps = np.diff(thin.seconds)
+    gaps[gaps > 1] = np.maximum(gaps[gaps > 1] * rng.uniform(0.5, 1.0), 1)
+    return Clip(thin.features, thin.views, (0, *np.cumsum(gaps).tolist()))
 
 
 class FeaturePool:
@@ -127,10 +144,7 @@ class FeaturePool:
         if draw < long_share:
             clip = self.long[int(rng.integers(len(self.long)))]
             if len(clip.views) >= tubelets:
-                # The first one stays in memory for ever; the others may have been cut off anywhere.
-                rest = clip.part(len(clip.views) - tubelets + 1, len(clip.views))
-                first = clip.part(0, 1)
-                return join([first, rest], [rest.seconds[0] - first.seconds[0]]) if tubelets > 1 else first
+                return _thinned(clip, tubelets, rng)
         pieces: list[Clip] = []
         names: set[str] = set()
         left = tubelets
@@ -139,8 +153,8 @@ class FeaturePool:
             most = min(left, len(source.views))
             length = most if draw > 0.75 else int(rng.integers(1, most + 1))
             start = int(rng.integers(len(source.views) - length + 1))
-            piece = source.part(start, start + length)
-            if piece.names & names or len(names | piece.names) > 10:
+            piece = source.part(range(start, start + length))
+            if piece.names & names or len(names | piece.names) > MAX_VISITS:
                 continue
             pieces.append(piece)
             names |= piece.names

@@ -40,8 +40,9 @@ MIN_SPEED, MAX_SPEED = 0.17, 0.25
 8 % a tubelet was not learnt by a small vision tower."""
 MIN_DIAMETER, MAX_DIAMETER = 0.20, 0.26
 MAX_TOGETHER = 3
-MAX_VISITS = 10
-"""In one scene; each is another combination of colour and shape, so that a name means one object."""
+MAX_VISITS = 6
+"""In one scene, unless it is told otherwise; each is another combination of colour and shape, so that a name means one
+object."""
 
 
 @dataclass(frozen=True)
@@ -138,26 +139,36 @@ class Scene:
     """A planned scene: who comes when. Immutable once made; drawing is in ``rendering``."""
 
     def __init__(
-        self, seed: int, duration_s: float, *, aspect: float = 4 / 3, gap_s: float | None = None, lead_s: float = 0.0
+        self,
+        seed: int,
+        duration_s: float,
+        *,
+        aspect: float = 4 / 3,
+        gap_s: float | None = None,
+        lead_s: float = 0.0,
+        visits: int = MAX_VISITS,
     ) -> None:
         """Plan the visits of ``duration_s`` seconds (2 to 600).
 
         ``aspect``: width over height. ``gap_s``: mean seconds between arrivals; by default so that about as many
-        visits fit as a scene may have. ``lead_s``: nothing enters before.
+        visits fit as the scene may have. ``lead_s``: nothing enters before. ``visits``: the most there are, up to
+        the number of names.
         """
         if not 2.0 <= duration_s <= 600.0:
             raise ValueError(f"duration_s must be in [2, 600], got {duration_s}")
         if not 0.5 <= aspect <= 4.0:
             raise ValueError(f"aspect must be in [0.5, 4], got {aspect}")
+        if not 0 <= visits <= len(all_names()):
+            raise ValueError(f"visits must be in [0, {len(all_names())}], got {visits}")
         self.seed = seed
         self.duration_s = duration_s
         self.height = 1.0 / aspect
         """Of the image, in widths."""
         rng = np.random.default_rng([seed, 1])
         if gap_s is None:
-            gap_s = max(duration_s / MAX_VISITS, float(rng.uniform(2.0, 7.0)))
+            gap_s = max(duration_s / max(visits, 1), float(rng.uniform(2.0, 7.0)))
         self.gap_s = gap_s
-        self.visits = self._plan(rng, gap_s, lead_s)
+        self.visits = self._plan(rng, gap_s, lead_s, visits)
         self.events = tuple(sorted(self._log(), key=lambda event: (event.time_s, event.visit)))
 
     def frame(self, time_s: float, size: tuple[int, int]) -> np.ndarray:
@@ -170,13 +181,13 @@ class Scene:
         """Times of the frames that a camera of this rate takes of the scene."""
         return [k / rate_hz for k in range(int(self.duration_s * rate_hz + 1e-9))]
 
-    def _plan(self, rng: np.random.Generator, gap_s: float, lead_s: float) -> tuple[Visit, ...]:
+    def _plan(self, rng: np.random.Generator, gap_s: float, lead_s: float, most: int) -> tuple[Visit, ...]:
         names = [(colour, shape) for colour in COLOURS for shape in SHAPES]
         rng.shuffle(names)
         visits: list[Visit] = []
         # Scenes may begin with objects that are there already.
         time_s = lead_s + float(rng.uniform(-6.0, 1.5)) if lead_s == 0.0 else lead_s
-        while time_s < self.duration_s - 1.0 and len(visits) < MAX_VISITS:
+        while time_s < self.duration_s - 1.0 and len(visits) < most:
             for _ in range(12):
                 colour, shape = names[len(visits)]
                 visit = self._visit(rng, len(visits), colour, shape, time_s)

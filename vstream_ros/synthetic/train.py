@@ -25,7 +25,7 @@ from vstream_ros.synthetic.train_language import LanguagePlan, measure_language,
 from vstream_ros.synthetic.train_vision import VisionPlan, train_vision
 
 POOL_SEED, HELD_OUT_SEED = 7, 8
-DENSE_SCENES, LONG_SCENES = 600, 300
+DENSE_SCENES, LONG_SCENES = 3000, 3000
 HELD_OUT = 60
 """Scenes of each sort for the figures after training."""
 

@@ -30,7 +30,7 @@ from vstream_ros.synthetic.questions import (
     readings,
     running,
 )
-from vstream_ros.synthetic.shapes_world import DIRECTIONS, MAX_SPEED, all_names
+from vstream_ros.synthetic.shapes_world import DIRECTIONS, MAX_SPEED, MAX_VISITS, all_names
 from vstream_ros.synthetic.tiny_config import CELLS, HIDDEN, TOKENS, TOKENS_PER_SECOND
 from vstream_ros.synthetic.train_vision import IGNORE, save_atomically, schedule, token_at, token_of
 from vstream_ros.synthetic.tubelets import Sighting
@@ -45,7 +45,7 @@ ODDS /= ODDS.sum()
 TUBELET_TARGETS: dict[int, tuple[int, ...]] = {
     3: (IDENTITIES, 5),
     5: (IDENTITIES, IDENTITIES, IDENTITIES),
-    6: (IDENTITIES, IDENTITIES, IDENTITIES, 11),
+    6: (IDENTITIES, IDENTITIES, IDENTITIES, MAX_VISITS + 1),
 }
 """What a tubelet's last token tells after so many decoder layers: first what comes in this tubelet and how many objects
 are there; what is there, from left to right; then the newest object, the one before it, the first one and how many
@@ -72,7 +72,7 @@ NOTHING_WEIGHT = 0.1
 class LanguagePlan:
     """How long and how stage 2 trains. What the shipped checkpoint was trained with stands in its model card."""
 
-    steps: int = 9_000
+    steps: int = 7_500
     batches: int = 2
     """In a step; each has clips of one length and, where there are threads, one of its own."""
     token_budget: int = 2400
@@ -80,9 +80,9 @@ class LanguagePlan:
     questions: int = 8
     """For each clip."""
     stages: tuple[tuple[float, int, float], ...] = (
-        (0.0, 4, 0.0), (0.08, 8, 0.1), (0.2, 16, 0.3), (0.4, 28, 0.5), (0.75, 40, 0.5),
+        (0.0, 4, 0.0), (0.06, 8, 0.2), (0.15, 20, 0.5), (0.4, 40, 0.5), (0.6, 28, 0.6),
     )
-    """(from this part of the steps on, tubelets at most, share of long memories)."""
+    """(from this part of the steps on, most tubelets, share of long memories); at the end as many as a memory has."""
     learning_rate: float = 2e-3
     aux_weight: float = 1.0
     seed: int = 12
@@ -220,7 +220,7 @@ def _tubelet_labels(clip: Clip, states: Sequence[Running]) -> dict[int, list[lis
     labels: dict[int, list[list[int]]] = {layer: [] for layer in TUBELET_TARGETS}
     for view, state in zip(clip.views, states, strict=True):
         here, perhaps = sum(s.here for s in view), sum(s.glimpsed for s in view)
-        total = IGNORE if state.total is None else min(state.total, 10)
+        total = IGNORE if state.total is None else state.total
         labels[3].append([_class(state.arrived), here if here == perhaps else IGNORE])
         ordered = from_left_to_right([s for s in view if s.here]) if here == perhaps else None
         present = [None] * 3 if ordered is None else [*(s.visit.name for s in ordered), *[NONE] * 3][:3]

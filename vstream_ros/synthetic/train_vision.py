@@ -101,7 +101,7 @@ class TubeletSampler:
         labels: list[np.ndarray] = []
         while len(frames) < count:
             self._seed += 1
-            scene = Scene(self._seed, 24.0, gap_s=float(self._rng.uniform(1.0, 4.0)))
+            scene = Scene(self._seed, 24.0, gap_s=float(self._rng.uniform(1.0, 4.0)), visits=10)
             camera = CAMERAS[int(self._rng.choice(3, p=[0.2, 0.4, 0.4]))] if self._rng.random() < 0.2 else None
             for _ in range(8):
                 first = float(self._rng.uniform(0.0, 23.0))
