@@ -13,6 +13,7 @@ from rich.console import Console
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import Segment, TubeletFeatures
 from vstream_ros.models.loader import load_model, wrap_model
+from vstream_ros.synthetic.batches import NEW, NOTHING, OLD, Batch, BatchMaker
 from vstream_ros.synthetic.feature_pool import Clip, FeaturePool, join
 from vstream_ros.synthetic.questions import NUMBERS, QA, corpus
 from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES, Scene, Visit, all_names
@@ -20,16 +21,7 @@ from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN, MAX_PIX
 from vstream_ros.synthetic.tiny_model import make_model, write_checkpoint
 from vstream_ros.synthetic.tower import encode_tubelets, patchify
 from vstream_ros.synthetic.train import train
-from vstream_ros.synthetic.train_language import (
-    NEW,
-    NOTHING,
-    OLD,
-    Batch,
-    BatchMaker,
-    LanguagePlan,
-    forward,
-    train_language,
-)
+from vstream_ros.synthetic.train_language import LanguagePlan, forward, train_language
 from vstream_ros.synthetic.train_vision import IGNORE, MOTIONS, PLACES, TubeletSampler, VisionPlan, label, mirror
 from vstream_ros.synthetic.tubelets import Sighting, camera_frame, sightings
 

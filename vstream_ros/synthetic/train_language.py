@@ -1,13 +1,11 @@
 """Stage 2 of training vstream-tiny: the language model on cached features, several isolated questions a clip.
 
-The positions are the engine's: true times for the video tokens, text after the video at start + max(rows, columns).
 A clip is computed once; its questions see it and themselves, but not each other.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,52 +16,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from vstream_ros.synthetic.feature_pool import FRAME_GAP_S, Clip, FeaturePool
-from vstream_ros.synthetic.questions import (
-    KINDS,
-    NONE,
-    QA,
-    Running,
-    ask,
-    ask_all,
-    from_left_to_right,
-    readings,
-    running,
+from vstream_ros.synthetic.batches import (
+    AUX_LAYERS,
+    IDENTITIES,
+    NAMES,
+    NOTHING,
+    SEEN_LAYER,
+    TEXT_LAYER,
+    TOKEN_TARGETS,
+    TUBELET_TARGETS,
+    Batch,
+    BatchMaker,
 )
-from vstream_ros.synthetic.shapes_world import DIRECTIONS, MAX_SPEED, MAX_VISITS, all_names
-from vstream_ros.synthetic.tiny_config import CELLS, HIDDEN, TOKENS, TOKENS_PER_SECOND
-from vstream_ros.synthetic.train_vision import IGNORE, save_atomically, schedule, token_at, token_of
-from vstream_ros.synthetic.tubelets import Sighting
+from vstream_ros.synthetic.feature_pool import FeaturePool
+from vstream_ros.synthetic.questions import KINDS, ask, ask_all, readings
+from vstream_ros.synthetic.tiny_config import HIDDEN, TOKENS
+from vstream_ros.synthetic.train_vision import save_atomically, schedule
 
-NAMES = all_names()
-IDENTITIES = 1 + len(NAMES)
-"""Nothing, or a colour together with a shape. As one class of all: what shares its colour is then not half of it."""
 HARD = ("before", "after", "total", "describe", "last", "ever")
 """Kinds that take the longest to learn; asked twice as often."""
 ODDS = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
 ODDS /= ODDS.sum()
-TUBELET_TARGETS: dict[int, tuple[int, ...]] = {
-    3: (IDENTITIES, 5),
-    5: (IDENTITIES, IDENTITIES, IDENTITIES),
-    6: (IDENTITIES, IDENTITIES, IDENTITIES, MAX_VISITS + 1),
-}
-"""What a tubelet's last token tells after so many decoder layers: first what comes in this tubelet and how many objects
-are there; what is there, from left to right; then the newest object, the one before it, the first one and how many
-there were in all."""
-SEEN_LAYER = 4
-"""After which it tells of each name whether it has been there. Attention is bad at counting; what is in that set has
-been there, and its size is how many there were."""
 SEEN_WEIGHT = 5.0
 """In the loss, which is a mean over all names: most of them have never been there."""
-TOKEN_TARGETS: dict[int, int] = {2: IDENTITIES, 3: 3, 5: IDENTITIES}
-"""What the token with an object's centre tells: which object it is; whether it is new, old, or there is none; if it is
-new, what came before it. So what came before or after an object is found in one look, however far away."""
-TEXT_LAYER = 2
-"""After which a name in a question or an answer tells the same as the object's own token."""
-AUX_LAYERS = sorted({*TUBELET_TARGETS, *TOKEN_TARGETS, SEEN_LAYER, TEXT_LAYER})
-NOTHING, NEW, OLD = 0, 1, 2
-STEP = MAX_SPEED * FRAME_GAP_S
-"""Widths that an object moves between a tubelet's frames, at most."""
 NOTHING_WEIGHT = 0.1
 """In the loss: most tokens have no object."""
 
@@ -90,193 +65,6 @@ class LanguagePlan:
     def clips(self, tubelets: int) -> int:
         """How many clips of that length are in a batch."""
         return max(self.token_budget // (TOKENS * tubelets + 20 * self.questions), 4)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clips of equal length with their questions; B clips, V tokens up to the last video token, Q question tokens."""
-
-    prefix_ids: torch.Tensor
-    """(B, V)"""
-    features: torch.Tensor
-    """(B, video tokens, hidden)"""
-    positions: torch.Tensor
-    """(3, B, V + Q)"""
-    question_ids: torch.Tensor
-    """(B, Q)"""
-    bias: torch.Tensor
-    """(B, Q, V + Q) float32 to add to scores: -inf where a question's token (row) must not see another (column)."""
-    owner: torch.Tensor
-    """(B, Q): number of the question that a token belongs to, -1 for padding."""
-    targets: torch.Tensor
-    """(B, Q): the token that follows; IGNORE outside of answers."""
-    weights: torch.Tensor
-    """(B, Q): of each target in the loss."""
-    tubelet_targets: dict[int, torch.Tensor]
-    """By decoder layer: (B, tubelets, targets) classes."""
-    token_targets: dict[int, torch.Tensor]
-    """By decoder layer: (B, video tokens) classes."""
-    seen_targets: torch.Tensor
-    """(B, tubelets, names) float32: 1 for what has been there, 0 for what has not, IGNORE where nobody can tell."""
-    text_targets: torch.Tensor
-    """(B, Q): identity at the last word of a name, else IGNORE."""
-
-
-class BatchMaker:
-    """Turns clips and questions into tensors, by the tokenizer and chat template of the checkpoint."""
-
-    def __init__(self, processor: Any, video_token_id: int) -> None:
-        self._tokenizer = processor.tokenizer
-        text = processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        before, after = text.split("<|video_pad|>")
-        self.before = self._ids(before)
-        self._opening, self._closing = (self._ids(part) for part in after.split("?"))
-        self._video_token_id = video_token_id
-        self._end = self._tokenizer.convert_tokens_to_ids("<|im_end|>")
-        self._cache: dict[str, list[int]] = {}
-        self._names = {tuple(self._ids(f" {name}")): _class(name) for name in NAMES}
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _known(self, text: str) -> list[int]:
-        if text not in self._cache:
-            self._cache[text] = self._ids(text)
-        return self._cache[text]
-
-    def batch(self, clips: Sequence[Clip], questions: Sequence[Sequence[QA]]) -> Batch:
-        """``clips`` of equal length, each with its questions."""
-        rows, columns = CELLS
-        tokens, tubelets = rows * columns, len(clips[0].views)
-        start = len(self.before)
-        prefix = self.before + [self._video_token_id] * (tokens * tubelets)
-        packed = [self._pack(qas) for qas in questions]
-        longest = max(len(ids) for ids, *_ in packed)
-        size = len(clips)
-        ids = torch.zeros((size, longest), dtype=torch.long)
-        owner = torch.full((size, longest), -1)
-        targets = torch.full((size, longest), IGNORE)
-        weights = torch.zeros((size, longest))
-        positions = np.zeros((3, size, len(prefix) + longest), dtype=np.int64)
-        positions[:, :, :start] = np.arange(start)
-        row, column = np.divmod(np.arange(tokens), columns)
-        for k, (clip, (q_ids, q_owner, q_targets, q_weights, q_offsets)) in enumerate(zip(clips, packed, strict=True)):
-            times = TOKENS_PER_SECOND * (np.asarray(clip.seconds) - clip.seconds[0])
-            positions[0, k, start : len(prefix)] = start + np.repeat(times, tokens)
-            positions[1, k, start : len(prefix)] = start + np.tile(row, tubelets)
-            positions[2, k, start : len(prefix)] = start + np.tile(column, tubelets)
-            length = len(q_ids)
-            positions[:, k, len(prefix) : len(prefix) + length] = start + max(CELLS) + np.asarray(q_offsets)
-            ids[k, :length], owner[k, :length] = torch.tensor(q_ids), torch.tensor(q_owner)
-            targets[k, :length], weights[k, :length] = torch.tensor(q_targets), torch.tensor(q_weights)
-        causal = torch.ones(longest, longest, dtype=torch.bool).tril()
-        sees = (owner[:, :, None] == owner[:, None, :]) & causal
-        bias = torch.zeros(size, longest, len(prefix) + longest)
-        bias[:, :, len(prefix) :].masked_fill_(~sees, float("-inf"))
-        states = [running(clip.views) for clip in clips]
-        of_tubelets = [_tubelet_labels(clip, state) for clip, state in zip(clips, states, strict=True)]
-        of_tokens = [_token_labels(clip, state) for clip, state in zip(clips, states, strict=True)]
-        of_text = [[self._names.get(pair, IGNORE) for pair in itertools.pairwise([0, *line])] for line in ids.tolist()]
-        return Batch(
-            prefix_ids=torch.tensor([prefix] * size),
-            features=torch.stack([clip.features for clip in clips]).flatten(1, 2),
-            positions=torch.from_numpy(positions),
-            question_ids=ids,
-            bias=bias,
-            owner=owner,
-            targets=targets,
-            weights=weights,
-            tubelet_targets={k: torch.tensor([labels[k] for labels in of_tubelets]) for k in TUBELET_TARGETS},
-            token_targets={k: torch.from_numpy(np.stack([labels[k] for labels in of_tokens])) for k in TOKEN_TARGETS},
-            seen_targets=torch.from_numpy(np.stack([_seen_labels(state) for state in states])),
-            text_targets=torch.tensor(of_text),
-        )
-
-    def _pack(self, qas: Sequence[QA]) -> tuple[list[int], list[int], list[int], list[float], list[int]]:
-        ids: list[int] = []
-        owner: list[int] = []
-        targets: list[int] = []
-        weights: list[float] = []
-        offsets: list[int] = []
-        for number, qa in enumerate(qas):
-            asked = self._opening + self._known(qa.question) + self._closing
-            said = [*self._known(qa.answer), self._end]
-            line = asked + said[:-1]
-            ids += line
-            owner += [number] * len(line)
-            offsets += list(range(len(line)))
-            targets += [IGNORE] * (len(asked) - 1) + said
-            weights += [0.0] * (len(asked) - 1) + [len(said) ** -0.5] * len(said)
-        return ids, owner, targets, weights, offsets
-
-
-def _tubelet_labels(clip: Clip, states: Sequence[Running]) -> dict[int, list[list[int]]]:
-    """By decoder layer, by tubelet: classes of ``TUBELET_TARGETS``."""
-    labels: dict[int, list[list[int]]] = {layer: [] for layer in TUBELET_TARGETS}
-    for view, state in zip(clip.views, states, strict=True):
-        here, perhaps = sum(s.here for s in view), sum(s.glimpsed for s in view)
-        total = IGNORE if state.total is None else state.total
-        labels[3].append([_class(state.arrived), here if here == perhaps else IGNORE])
-        ordered = from_left_to_right([s for s in view if s.here]) if here == perhaps else None
-        present = [None] * 3 if ordered is None else [*(s.visit.name for s in ordered), *[NONE] * 3][:3]
-        labels[5].append([_class(name) for name in present])
-        labels[6].append([*(_class(name) for name in (state.newest, state.previous, state.first)), total])
-    return labels
-
-
-def _token_labels(clip: Clip, states: Sequence[Running]) -> dict[int, np.ndarray]:
-    """By decoder layer: classes of ``TOKEN_TARGETS``, (video tokens,) int64."""
-    identity = np.full((len(states), TOKENS), NOTHING)
-    novelty = np.full((len(states), TOKENS), NOTHING)
-    previous = np.full((len(states), TOKENS), IGNORE)
-    seen: frozenset[str] = frozenset()
-    doubtful: frozenset[str] = frozenset()
-    for k, (view, state) in enumerate(zip(clip.views, states, strict=True)):
-        for sighting in view:
-            token, around = token_of(sighting), _around(sighting)
-            taken = novelty[k, token] != NOTHING
-            identity[k, around] = novelty[k, around] = previous[k, token] = IGNORE
-            name = sighting.visit.name
-            if taken or not sighting.seen:
-                continue
-            identity[k, token] = _class(name)
-            if name in seen:
-                novelty[k, token] = OLD
-            elif name not in doubtful and min(around) == token:  # of those that may have it the first is new
-                novelty[k, token] = NEW
-                if name == state.arrived:
-                    previous[k, token] = _class(state.previous)
-        seen, doubtful = state.seen, state.doubtful
-    return {2: identity.ravel(), 3: novelty.ravel(), 5: previous.ravel()}
-
-
-def _seen_labels(states: Sequence[Running]) -> np.ndarray:
-    """(tubelets, names) float32; see ``Batch``."""
-    labels = np.zeros((len(states), len(NAMES)), dtype=np.float32)
-    for row, state in zip(labels, states, strict=True):
-        row[[_class(name) - 1 for name in state.seen]] = 1.0
-        row[[_class(name) - 1 for name in state.doubtful]] = IGNORE
-    return labels
-
-
-def _class(name: str | None) -> int:
-    """Of ``IDENTITIES``; IGNORE for None."""
-    if name is None:
-        return IGNORE
-    return NOTHING if name == NONE else 1 + NAMES.index(name)
-
-
-def _around(sighting: Sighting) -> list[int]:
-    """The tokens with the object's centre, or nearly, in one of the frames: nobody can tell which it is."""
-    dx, dy = DIRECTIONS.get(sighting.motion or "", (0.0, 0.0))
-    way = [(sighting.x - back * dx, sighting.y - back * dy) for back in (0.0, 0.5 * STEP, STEP)]
-    near = 0.1 / CELLS[1]
-    return [token_at(x + i * near, y + j * near) for x, y in way for i in (-1, 0, 1) for j in (-1, 0, 1)]
 
 
 class AuxHeads(nn.Module):
