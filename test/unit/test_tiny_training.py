@@ -13,7 +13,7 @@ from rich.console import Console
 from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.base import Segment, TubeletFeatures
 from vstream_ros.models.loader import load_model, wrap_model
-from vstream_ros.synthetic.batches import NEW, NOTHING, OLD, Batch, BatchMaker
+from vstream_ros.synthetic.batches import FACTS, NEW, NOTHING, OLD, Batch, BatchMaker
 from vstream_ros.synthetic.feature_pool import Clip, FeaturePool, join
 from vstream_ros.synthetic.questions import NUMBERS, QA, corpus
 from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES, Scene, Visit, all_names
@@ -193,6 +193,33 @@ def test_names_in_text_are_told_which_object_they_mean(untrained):
     names = [processor.tokenizer.decode(batch.question_ids[0, k - 1 : k + 1]).strip() for k in told]
     assert names == ["red circle", "blue square", "red circle"]
     assert batch.text_targets[0, told].tolist() == [1 + all_names().index(name) for name in names]
+
+
+def test_names_in_text_are_told_what_could_be_asked_about_them(untrained):
+    """Whatever was asked, and nothing where the answer would be a matter of taste."""
+    model, processor = untrained
+    one, two, three, absent = Scene(4, 24.0, gap_s=2.0).visits[:4]
+    views = ((at(one, 0.1),), (at(two, 0.5),), (at(two, 0.5), at(three, 0.9, motion="left")))
+    clip = Clip(torch.zeros(3, TOKENS, HIDDEN), views, (0, 1, 2))
+    qas = [QA("ever", f"Was there ever a {visit.name}?", "yes") for visit in (one, two, three, absent)]
+    batch = BatchMaker(processor, model.config.video_token_id).batch([clip], [qas])
+    named = (batch.text_targets[0] != IGNORE).nonzero()[:, 0]
+    assert batch.fact_targets.shape == (*batch.text_targets.shape, len(FACTS))
+    told = [
+        {kind: FACTS[kind][n] for kind, n in zip(FACTS, row.tolist(), strict=True) if n != IGNORE}
+        for row in batch.fact_targets[0, named]
+    ]
+    second, third = f"a {two.name}", f"a {three.name}"
+    here = {"ever": "yes", "describe": "nowhere"}
+    assert told == [
+        {"ever": "yes", "before": "nothing", "after": second, "describe": "nowhere"},
+        here | {"before": f"a {one.name}", "after": third, "where": "middle", "direction": "nowhere"},
+        here | {"before": second, "after": "nothing", "where": "right", "direction": "left", "describe": "left"},
+        {"ever": "no"},
+    ]
+    others = torch.ones(batch.fact_targets.shape[1], dtype=torch.bool)
+    others[named] = False
+    assert (batch.fact_targets[0, others] == IGNORE).all()
 
 
 def test_any_text_tokenises_and_words_are_short(untrained):

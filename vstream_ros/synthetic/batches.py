@@ -14,8 +14,17 @@ import numpy as np
 import torch
 
 from vstream_ros.synthetic.feature_pool import FRAME_GAP_S, Clip
-from vstream_ros.synthetic.questions import NONE, QA, Running, from_left_to_right, running
-from vstream_ros.synthetic.shapes_world import DIRECTIONS, MAX_SPEED, MAX_VISITS, all_names
+from vstream_ros.synthetic.questions import (
+    NONE,
+    QA,
+    Running,
+    answer,
+    first_motion,
+    from_left_to_right,
+    readings,
+    running,
+)
+from vstream_ros.synthetic.shapes_world import DIRECTIONS, MAX_SPEED, MAX_VISITS, PLACES, all_names
 from vstream_ros.synthetic.tiny_config import CELLS, TOKENS, TOKENS_PER_SECOND
 from vstream_ros.synthetic.train_vision import IGNORE, token_at, token_of
 from vstream_ros.synthetic.tubelets import Sighting
@@ -39,7 +48,19 @@ TOKEN_TARGETS: dict[int, int] = {2: IDENTITIES, 3: 3, 5: IDENTITIES}
 new, what came before it. So what came before or after an object is found in one look, however far away."""
 TEXT_LAYER = 2
 """After which a name in a question or an answer tells the same as the object's own token."""
-AUX_LAYERS = sorted({*TUBELET_TARGETS, *TOKEN_TARGETS, SEEN_LAYER, TEXT_LAYER})
+FACTS_LAYER = 6
+FACTS: dict[str, tuple[str, ...]] = {
+    "ever": ("no", "yes"),
+    "before": ("nothing", *(f"a {name}" for name in NAMES)),
+    "after": ("nothing", *(f"a {name}" for name in NAMES)),
+    "where": PLACES,
+    "direction": (*DIRECTIONS, "nowhere"),
+    "describe": (*DIRECTIONS, "nowhere"),
+}
+"""By kind of question, what can be answered, or for a description how the object moved when it came: after that layer a
+name in a question or an answer tells all of this about its object, whichever was asked. So one question teaches as
+much as six."""
+AUX_LAYERS = sorted({*TUBELET_TARGETS, *TOKEN_TARGETS, SEEN_LAYER, TEXT_LAYER, FACTS_LAYER})
 NOTHING, NEW, OLD = 0, 1, 2
 STEP = MAX_SPEED * FRAME_GAP_S
 """Widths that an object moves between a tubelet's frames, at most."""
@@ -73,6 +94,8 @@ class Batch:
     """(B, tubelets, names) float32: 1 for what has been there, 0 for what has not, IGNORE where nobody can tell."""
     text_targets: torch.Tensor
     """(B, Q): identity at the last word of a name, else IGNORE."""
+    fact_targets: torch.Tensor
+    """(B, Q, kinds of ``FACTS``): number of the answer at the last word of a name; IGNORE where there is none."""
 
 
 class BatchMaker:
@@ -148,6 +171,7 @@ class BatchMaker:
             token_targets={k: torch.from_numpy(np.stack([labels[k] for labels in of_tokens])) for k in TOKEN_TARGETS},
             seen_targets=torch.from_numpy(np.stack([_seen_labels(state) for state in states])),
             text_targets=torch.tensor(of_text),
+            fact_targets=torch.tensor([_fact_labels(clip, line) for clip, line in zip(clips, of_text, strict=True)]),
         )
 
     def _pack(self, qas: Sequence[QA]) -> tuple[list[int], list[int], list[int], list[float], list[int]]:
@@ -215,6 +239,20 @@ def _seen_labels(states: Sequence[Running]) -> np.ndarray:
         row[[_class(name) - 1 for name in state.seen]] = 1.0
         row[[_class(name) - 1 for name in state.doubtful]] = IGNORE
     return labels
+
+
+def _fact_labels(clip: Clip, identities: Sequence[int]) -> list[list[int]]:
+    """For each token of the questions, of which identity or IGNORE is given: as ``Batch.fact_targets``."""
+    facts = readings(clip.views)
+
+    def told(identity: int) -> list[int]:
+        name = NAMES[identity - 1]
+        answers = {kind: answer(kind, name, facts) for kind in FACTS if kind != "describe"}
+        answers["describe"] = first_motion(name, facts)
+        return [IGNORE if answers[kind] is None else of.index(answers[kind]) for kind, of in FACTS.items()]
+
+    known = {identity: told(identity) for identity in set(identities) if identity != IGNORE}
+    return [known.get(identity, [IGNORE] * len(FACTS)) for identity in identities]
 
 
 def _class(name: str | None) -> int:

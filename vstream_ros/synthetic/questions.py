@@ -187,6 +187,12 @@ def answer(kind: str, subject: str, facts: Sequence[Facts]) -> str | None:
     return answers.pop() if len(answers) == 1 else None
 
 
+def first_motion(name: str, facts: Sequence[Facts]) -> str | None:
+    """How an object came, by the motion that all readings agree on; None where they don't, or it never came."""
+    motions = {reading.first_motion.get(name) for reading in facts}
+    return motions.pop() if len(motions) == 1 else None
+
+
 def _subjects(kind: str, facts: Sequence[Facts], rng: np.random.Generator) -> list[str]:
     """What a question of a kind may be about, the first to try first."""
     here = [s.visit for s in facts[0].now]

@@ -18,6 +18,8 @@ from torch import nn
 
 from vstream_ros.synthetic.batches import (
     AUX_LAYERS,
+    FACTS,
+    FACTS_LAYER,
     IDENTITIES,
     NAMES,
     NOTHING,
@@ -78,10 +80,12 @@ class AuxHeads(nn.Module):
         self.tokens = nn.ModuleDict({str(k): nn.Linear(HIDDEN, classes) for k, classes in TOKEN_TARGETS.items()})
         self.seen = nn.Linear(HIDDEN, len(NAMES))
         self.text = nn.Linear(HIDDEN, IDENTITIES)
+        self.facts = nn.Linear(HIDDEN, sum(map(len, FACTS.values())))
 
     def loss(self, kept: dict[int, torch.Tensor], batch: Batch) -> torch.Tensor:
-        """``kept``: as ``forward`` returns it."""
-        losses = []
+        """The mean of what video tokens are told, and that of what names are told. ``kept``: as of ``forward``."""
+        losses: list[torch.Tensor | None] = []
+        of_names: list[torch.Tensor | None] = []
         cut = batch.prefix_ids.shape[1]
         start = cut - batch.features.shape[1]
         for layer, states in kept.items():
@@ -104,8 +108,17 @@ class AuxHeads(nn.Module):
                 missed = nn.functional.binary_cross_entropy_with_logits(logits[told], known[told])
                 losses.append(SEEN_WEIGHT * missed)
             if layer == TEXT_LAYER:
-                losses.append(_cross_entropy(self.text(text), batch.text_targets))
-        return torch.stack([loss for loss in losses if loss is not None]).mean()
+                of_names.append(_cross_entropy(self.text(text), batch.text_targets))
+            if layer == FACTS_LAYER:
+                parts = self.facts(text).split(list(map(len, FACTS.values())), dim=-1)
+                of_names += [_cross_entropy(part, batch.fact_targets[..., k]) for k, part in enumerate(parts)]
+        return _mean(losses) + _mean(of_names)
+
+
+def _mean(losses: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """Of those that there are."""
+    there = [loss for loss in losses if loss is not None]
+    return torch.stack(there).mean() if there else torch.zeros(())
 
 
 def _cross_entropy(
