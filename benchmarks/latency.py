@@ -204,12 +204,18 @@ def measure_clip(contest: Contest, count: int, repeats: int, scenarios: Sequence
         yield dataclasses.replace(measured, background="full" if name == "background_first" else "off")
 
 
-def measure_stream(contest: Contest, *, background: bool, seconds: int, questions: int) -> Row:
-    """A live stream of one tubelet a second, memory sliding and evicting, questions at random moments."""
+def measure_stream(contest: Contest, *, background: bool, seconds: int, questions: int) -> Iterator[Row]:
+    """A live stream of one tubelet a second, memory sliding and evicting, questions at random moments.
+
+    Each question is asked a second time: the follow-up of the same moment, to compare with on a busy machine.
+    """
     rng = np.random.default_rng(1)
     memory = SmartFrameManager(STREAM_MEMORY)
     moments = set(rng.choice(np.arange(seconds // 3, seconds), questions, replace=False).tolist())
-    pairs, equal, sizes = [], True, []
+    first: list[tuple[float, float]] = []
+    follow_up: list[tuple[float, float]] = []
+    sizes: list[int] = []
+    equal = True
     contest.answerer.drop_caches()
     title = f"stream of {seconds} s, background {'full' if background else 'off'}"
     for second in track(range(seconds), title, console=console):
@@ -223,14 +229,16 @@ def measure_stream(contest: Contest, *, background: bool, seconds: int, question
         if second in moments:
             clip = memory.clip()
             native_s, native_tokens = contest.native(clip)
-            ours_s, tokens = contest.ours(clip)
-            pairs.append((native_s, ours_s))
-            equal &= tokens == native_tokens
+            for asked in (first, follow_up):
+                ours_s, tokens = contest.ours(clip)
+                asked.append((native_s, ours_s))
+                equal &= tokens == native_tokens
             sizes.append(len(clip))
-    measured = row(contest, "stream", memory.clip(), pairs, equal)
-    return dataclasses.replace(
-        measured, tubelets=int(np.median(sizes)), background="full" if background else "off"
-    )
+    for scenario, pairs in (("stream", first), ("follow_up", follow_up)):
+        measured = row(contest, scenario, memory.clip(), pairs, equal)
+        yield dataclasses.replace(
+            measured, tubelets=int(np.median(sizes)), background="full" if background else "off"
+        )
 
 
 def peak_memory(path: str, count: int) -> float:
@@ -272,7 +280,7 @@ def main() -> None:
         keep(measure_clip(contest, count, args.repeats))
     for background in (True, False):
         seconds, questions = args.stream_seconds, args.stream_questions
-        keep([measure_stream(contest, background=background, seconds=seconds, questions=questions)])
+        keep(measure_stream(contest, background=background, seconds=seconds, questions=questions))
     longer = Contest(make_model(short=False))
     for count in args.tubelets:
         keep(measure_clip(longer, count, args.repeats, ["follow_up"]))
