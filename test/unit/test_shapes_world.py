@@ -6,7 +6,17 @@ import cv2
 import numpy as np
 import pytest
 
-from vstream_ros.synthetic.shapes_world import COLOURS, DIRECTIONS, MAX_TOGETHER, SHAPES, Scene, Visit, place_of
+from vstream_ros.synthetic.shapes_world import (
+    COLOURS,
+    COUNTABLE,
+    DIRECTIONS,
+    MAX_TOGETHER,
+    MAX_VISITS,
+    SHAPES,
+    Scene,
+    Visit,
+    place_of,
+)
 
 SIZE = (480, 640)
 
@@ -146,3 +156,11 @@ def test_durations_out_of_range_are_refused():
         Scene(0, 1.0)
     with pytest.raises(ValueError, match="aspect must be in"):
         Scene(0, 10.0, aspect=9.0)
+    with pytest.raises(ValueError, match="visits must be in"):
+        Scene(0, 10.0, visits=COUNTABLE + 1)
+
+
+def test_a_scene_has_as_many_visits_as_it_is_told():
+    for visits in (1, MAX_VISITS, COUNTABLE):
+        assert max(len(Scene(seed, 120.0, gap_s=3.0, visits=visits).visits) for seed in range(5)) == visits
+    assert max(len(Scene(seed, 120.0, gap_s=3.0).visits) for seed in range(5)) == MAX_VISITS

@@ -43,6 +43,8 @@ MAX_TOGETHER = 3
 MAX_VISITS = 6
 """In one scene, unless it is told otherwise; each is another combination of colour and shape, so that a name means one
 object."""
+COUNTABLE = 10
+"""Objects that the questions have a number for."""
 
 
 @dataclass(frozen=True)
@@ -151,22 +153,22 @@ class Scene:
         """Plan the visits of ``duration_s`` seconds (2 to 600).
 
         ``aspect``: width over height. ``gap_s``: mean seconds between arrivals; by default so that about as many
-        visits fit as the scene may have. ``lead_s``: nothing enters before. ``visits``: the most there are, up to
-        the number of names.
+        visits fit as the scene may have. ``lead_s``: nothing enters before. ``visits``: the most there are, at most
+        ``COUNTABLE``.
         """
         if not 2.0 <= duration_s <= 600.0:
             raise ValueError(f"duration_s must be in [2, 600], got {duration_s}")
         if not 0.5 <= aspect <= 4.0:
             raise ValueError(f"aspect must be in [0.5, 4], got {aspect}")
-        if not 0 <= visits <= len(all_names()):
-            raise ValueError(f"visits must be in [0, {len(all_names())}], got {visits}")
+        if not 1 <= visits <= COUNTABLE:
+            raise ValueError(f"visits must be in [1, {COUNTABLE}], got {visits}")
         self.seed = seed
         self.duration_s = duration_s
         self.height = 1.0 / aspect
         """Of the image, in widths."""
         rng = np.random.default_rng([seed, 1])
         if gap_s is None:
-            gap_s = max(duration_s / max(visits, 1), float(rng.uniform(2.0, 7.0)))
+            gap_s = max(duration_s / visits, float(rng.uniform(2.0, 7.0)))
         self.gap_s = gap_s
         self.visits = self._plan(rng, gap_s, lead_s, visits)
         self.events = tuple(sorted(self._log(), key=lambda event: (event.time_s, event.visit)))
