@@ -30,17 +30,17 @@ THUMBNAIL = (96, 128)
 LONGEST_CELL = 60
 """Characters of an answer that has its place in the table."""
 QUESTIONS: dict[float, tuple[tuple[str, str], ...]] = {
-    54.0: (
+    78.0: (
         ("now", ""), ("colour", "triangle"), ("direction", "green triangle"), ("first", ""),
         ("before", "green triangle"), ("describe", ""),
     ),
     113.0: (
-        ("now", ""), ("count", ""), ("where", "green square"), ("direction", "yellow cross"), ("last", ""),
+        ("now", ""), ("count", ""), ("where", "cyan triangle"), ("direction", "cyan triangle"), ("last", ""),
         ("total", ""),
     ),
     DURATION_S: (
-        ("now", ""), ("where", "blue circle"), ("shape", "blue"), ("direction", "blue circle"), ("first", ""),
-        ("last", ""), ("ever", "cyan triangle"), ("ever", "purple cross"), ("before", "blue circle"),
+        ("now", ""), ("where", "green square"), ("shape", "green"), ("direction", "green square"), ("first", ""),
+        ("last", ""), ("ever", "cyan triangle"), ("ever", "purple cross"), ("before", "blue square"),
         ("after", "green triangle"), ("count", ""), ("total", ""), ("describe", ""),
     ),
 }
