@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vstream_ros.memory.types import NANOSECONDS, Tubelet
 from vstream_ros.models.loader import wrap_model
 from vstream_ros.models.qwen import QwenVideoModel
 from vstream_ros.synthetic.random_model import FAMILIES, random_model
@@ -31,3 +32,12 @@ def models() -> dict[str, QwenVideoModel]:
 def any_model(request: pytest.FixtureRequest, models: dict[str, QwenVideoModel]) -> QwenVideoModel:
     """Each supported family in turn."""
     return models[request.param]
+
+
+@pytest.fixture
+def tubelets(any_model: QwenVideoModel) -> tuple[Tubelet, ...]:
+    """Two small ones, a second apart."""
+    frames = torch.randint(0, 256, (2, *any_model.frame_spec.fit(56, 56), 3), dtype=torch.uint8).numpy()
+    return tuple(
+        Tubelet(id=k, camera="", frames=frames, stamps_ns=(), time_ns=k * NANOSECONDS, importance=0.0) for k in range(2)
+    )

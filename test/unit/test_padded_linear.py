@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.memory.types import Tubelet
 from vstream_ros.models import padded_linear
 from vstream_ros.models.base import GenerationOptions, Segment
 from vstream_ros.models.padded_linear import FEWEST, LARGE, TILE, paddable, padded_linears
@@ -82,18 +82,16 @@ def test_somebodys_hook_is_left_alone() -> None:
 
 
 def test_only_our_own_calls_use_it(
-    any_model: QwenVideoModel, rows_computed: list[int], monkeypatch: pytest.MonkeyPatch
+    any_model: QwenVideoModel,
+    tubelets: tuple[Tubelet, ...],
+    rows_computed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same tokens as native inference, which is left as it is; also after a call of ours that failed."""
     model = any_model
     monkeypatch.setattr(padded_linear, "LARGE", 0)
     layers = paddable(model.model.model.language_model)
     monkeypatch.setattr(model, "_paddable", layers)
-    height, width = model.frame_spec.fit(56, 56)
-    frames = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8).numpy()
-    tubelets = tuple(
-        Tubelet(id=k, camera="", frames=frames, stamps_ns=(), time_ns=k * NANOSECONDS, importance=0.0) for k in range(2)
-    )
     segments = [Segment(tubelets, 1.0, 0)]
     prompt = model.build_prompt(segments, "what?", true_time=True)
     cache = model.new_cache()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.memory.types import Tubelet
 from vstream_ros.models.base import GenerationOptions, Segment
 from vstream_ros.models.patch_embedding import linear_patch_embedding
 from vstream_ros.models.qwen import QwenVideoModel
@@ -47,7 +47,9 @@ def test_somebodys_hook_is_left_alone() -> None:
     assert projection.forward is hooked
 
 
-def test_only_our_own_calls_use_it(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_our_own_calls_use_it(
+    any_model: QwenVideoModel, tubelets: tuple[Tubelet, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Native inference convolves, also after a call of ours that failed."""
     model = any_model
     calls = []
@@ -58,11 +60,6 @@ def test_only_our_own_calls_use_it(any_model: QwenVideoModel, monkeypatch: pytes
         return forward(self, patches)
 
     monkeypatch.setattr(torch.nn.Conv3d, "forward", counted)
-    height, width = model.frame_spec.fit(56, 56)
-    frames = torch.randint(0, 256, (2, height, width, 3), dtype=torch.uint8).numpy()
-    tubelets = tuple(
-        Tubelet(id=k, camera="", frames=frames, stamps_ns=(), time_ns=k * NANOSECONDS, importance=0.0) for k in range(2)
-    )
     model.encode(tubelets)
     assert calls == []
     with monkeypatch.context() as patch:

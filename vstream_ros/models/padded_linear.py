@@ -7,11 +7,13 @@ long as for 16 (14 rows by 2048 x 11008; 1.5 times as long by 512 x 2048).
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
+
+from vstream_ros.models.forwards import replaced_forwards
 
 FEWEST, TILE = 7, 16
 """Rows: from the first on it pays to fill up to the second."""
@@ -31,20 +33,12 @@ def paddable(module: nn.Module) -> list[nn.Linear]:
     ]
 
 
-@contextmanager
-def padded_linears(layers: Sequence[nn.Linear]) -> Iterator[None]:
+def padded_linears(layers: Sequence[nn.Linear]) -> AbstractContextManager[None]:
     """Within it ``layers``, as ``paddable`` gives them, fill up a few rows with zeros and drop what comes of these.
 
-    Layers with somebody's hook in place of their ``forward`` are left alone. Not thread-safe.
+    As ``replaced_forwards``.
     """
-    ours = [layer for layer in layers if "forward" not in vars(layer)]
-    for layer in ours:
-        layer.forward = functools.partial(_padded, layer)
-    try:
-        yield
-    finally:
-        for layer in ours:
-            del layer.forward
+    return replaced_forwards((layer, functools.partial(_padded, layer)) for layer in layers)
 
 
 def _padded(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:

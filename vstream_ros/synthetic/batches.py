@@ -26,7 +26,7 @@ from vstream_ros.synthetic.questions import (
 )
 from vstream_ros.synthetic.shapes_world import DIRECTIONS, MAX_SPEED, MAX_VISITS, PLACES, all_names
 from vstream_ros.synthetic.tiny_config import CELLS, TOKENS, TOKENS_PER_SECOND
-from vstream_ros.synthetic.train_vision import IGNORE, token_at, token_of
+from vstream_ros.synthetic.train_vision import IGNORE, MOTIONS, token_at, token_of
 from vstream_ros.synthetic.tubelets import Sighting
 
 NAMES = all_names()
@@ -49,13 +49,14 @@ new, what came before it. So what came before or after an object is found in one
 TEXT_LAYER = 2
 """After which a name in a question or an answer tells the same as the object's own token."""
 FACTS_LAYER = 6
+_NEIGHBOURS = ("nothing", *(f"a {name}" for name in NAMES))
 FACTS: dict[str, tuple[str, ...]] = {
     "ever": ("no", "yes"),
-    "before": ("nothing", *(f"a {name}" for name in NAMES)),
-    "after": ("nothing", *(f"a {name}" for name in NAMES)),
+    "before": _NEIGHBOURS,
+    "after": _NEIGHBOURS,
     "where": PLACES,
-    "direction": (*DIRECTIONS, "nowhere"),
-    "describe": (*DIRECTIONS, "nowhere"),
+    "direction": MOTIONS,
+    "describe": MOTIONS,
 }
 """By kind of question, what can be answered, or for a description how the object moved when it came: after that layer a
 name in a question or an answer tells all of this about its object, whichever was asked. So one question teaches as

@@ -8,7 +8,7 @@ only where all readings agree on its answer; so every answer is right or wrong, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,14 +183,17 @@ def answer(kind: str, subject: str, facts: Sequence[Facts]) -> str | None:
 
     ``subject``: what the question is about, such as ``red circle``; empty for the kinds without one.
     """
-    answers = {_ANSWERS[kind](reading, subject) for reading in facts}
-    return answers.pop() if len(answers) == 1 else None
+    return _agreed(_ANSWERS[kind](reading, subject) for reading in facts)
 
 
 def first_motion(name: str, facts: Sequence[Facts]) -> str | None:
     """How an object came, by the motion that all readings agree on; None where they don't, or it never came."""
-    motions = {reading.first_motion.get(name) for reading in facts}
-    return motions.pop() if len(motions) == 1 else None
+    return _agreed(reading.first_motion.get(name) for reading in facts)
+
+
+def _agreed(answers: Iterable[str | None]) -> str | None:
+    different = set(answers)
+    return different.pop() if len(different) == 1 else None
 
 
 def _subjects(kind: str, facts: Sequence[Facts], rng: np.random.Generator) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from vstream_ros.models.forwards import replaced_forwards
 from vstream_ros.models.patch_embedding import linear_patch_embedding
 from vstream_ros.synthetic.tiny_config import MERGE, PATCH
 
@@ -38,14 +39,10 @@ def batched_attention(tower: nn.Module, patches: int) -> Iterator[None]:
     All tubelets have the same number of ``patches``. They are embedded by a matrix product, which is 50 times as quick
     to train on a CPU as the convolution. The results are the same within rounding.
     """
-    for block in tower.blocks:
-        block.attn.forward = functools.partial(_attend, block.attn, patches)
-    try:
-        with linear_patch_embedding(tower.patch_embed.proj):
-            yield
-    finally:
-        for block in tower.blocks:
-            del block.attn.forward
+    attentions = [block.attn for block in tower.blocks]
+    quick = replaced_forwards((attention, functools.partial(_attend, attention, patches)) for attention in attentions)
+    with quick, linear_patch_embedding(tower.patch_embed.proj):
+        yield
 
 
 def _attend(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from vstream_ros.synthetic.parallel import in_processes
-from vstream_ros.synthetic.shapes_world import COLOURS, OPPOSITE, PLACES, SHAPES, Scene
+from vstream_ros.synthetic.shapes_world import COLOURS, COUNTABLE, OPPOSITE, PLACES, SHAPES, Scene
 from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN, TOKENS
 from vstream_ros.synthetic.tower import encode_tubelets
 from vstream_ros.synthetic.tubelets import GLIMPSED, SEEN, Sighting, camera_frame, sightings
@@ -101,7 +101,7 @@ class TubeletSampler:
         labels: list[np.ndarray] = []
         while len(frames) < count:
             self._seed += 1
-            scene = Scene(self._seed, 24.0, gap_s=float(self._rng.uniform(1.0, 4.0)), visits=10)
+            scene = Scene(self._seed, 24.0, gap_s=float(self._rng.uniform(1.0, 4.0)), visits=COUNTABLE)
             camera = CAMERAS[int(self._rng.choice(3, p=[0.2, 0.4, 0.4]))] if self._rng.random() < 0.2 else None
             for _ in range(8):
                 first = float(self._rng.uniform(0.0, 23.0))
