@@ -68,6 +68,8 @@ else:
             wait_until(lambda: self.memory.frames_kept >= frames, f"{frames} frames are kept")
 
         def close(self) -> None:
+            if not self.context.ok():
+                return  # closed by the test
             self.executor.shutdown()
             self._thread.join(10.0)
             self.node.destroy_node()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 
@@ -136,6 +137,17 @@ def test_a_failing_transition_is_logged_and_survived(start, planner, monkeypatch
     node.wait_ready()
 
 
+def test_a_destroyed_node_is_gone_at_once(start, planner):
+    node = start(autostart=False)
+    wait_until(lambda: "vstream" in planner.node.get_node_names(), "the node is seen")
+    gc.disable()
+    try:
+        node.close()
+        wait_until(lambda: "vstream" not in planner.node.get_node_names(), "the node is gone")
+    finally:
+        gc.enable()
+
+
 def test_no_attribute_hides_one_of_rclpys(start):
     node = start(autostart=False).node
     plain = LifecycleNode("plain", context=node.context)
@@ -144,6 +156,7 @@ def test_no_attribute_hides_one_of_rclpys(start):
         hidden = {name for name, value in vars(node).items() if type(value) is not types.get(name, type(value))}
     finally:
         plain.destroy_node()
+        plain._state_machine.destroy_when_not_in_use()  # else the context's participant outlives the test
     assert hidden <= {"_Node__executor_weakref"}  # None until there is an executor
 
 

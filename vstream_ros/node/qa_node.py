@@ -47,7 +47,7 @@ class QaNode(LifecycleNode):
         try:
             self._qa_parameters = Parameters(self, is_configured=lambda: self._engine is not None)
         except ConfigError:
-            super().destroy_node()  # else the context does it at its end, to a node that is half made
+            self._destroy_lifecycle_node()  # else the context does it at its end, to a node that is half made
             raise
         self._log_handler = RosLogHandler(self)
         logging.getLogger(LIBRARY_LOGGER).addHandler(self._log_handler)
@@ -105,7 +105,12 @@ class QaNode(LifecycleNode):
         logging.getLogger(LIBRARY_LOGGER).removeHandler(self._log_handler)
         self._jump_handle.unregister()
         self._questions.destroy()
+        self._destroy_lifecycle_node()
+
+    def _destroy_lifecycle_node(self) -> None:
         super().destroy_node()
+        # rclpy leaves this to the garbage collector; until then others find the node's services and ask nobody.
+        self._state_machine.destroy_when_not_in_use()
 
     # -- lifecycle ---------------------------------------------------------------------------------------------------
 
