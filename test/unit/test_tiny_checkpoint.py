@@ -35,7 +35,7 @@ def test_it_is_small_and_complete(tiny):
 
 
 def test_it_answers_about_short_clips(tiny):
-    """Far below what ``make eval`` measures, far above chance: whether it is the trained one."""
+    """Below what ``make eval`` measures, far above chance: whether it is the trained one."""
     rng = np.random.default_rng(3)
     score = []
     for seed in range(12):
@@ -48,14 +48,14 @@ def test_it_answers_about_short_clips(tiny):
             )
             for k, pair in enumerate(times)
         )
-        for kind in ("colour", "shape", "where"):
+        for kind in ("where", "before", "after", "count", "describe"):
             qa = ask(kind, [sightings(scene, *pair) for pair in times], rng)
             if qa is not None:
                 segments = [Segment(tubelets, 1.0, tubelets[0].time_ns)]
-                tokens = tiny.native_generate(segments, qa.question, GenerationOptions(8), true_time=True)
+                tokens = tiny.native_generate(segments, qa.question, GenerationOptions(120), true_time=True)
                 score.append(right(tiny.decode_text(tokens), qa.answer))
-    assert len(score) >= 15
-    assert np.mean(score) >= 0.75
+    assert len(score) >= 30
+    assert np.mean(score) >= 0.9
 
 
 def test_questions_that_can_not_be_answered_are_refused(tiny):

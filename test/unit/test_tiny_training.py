@@ -264,7 +264,7 @@ def test_training_from_nothing_to_a_checkpoint(tmp_path):
     """A few steps of everything; a second run finds it done, a longer one goes on from there."""
     console = Console(file=io.StringIO())
     vision = dataclasses.replace(VisionPlan(), steps=2, batch=8, fresh=4)
-    language = dataclasses.replace(LanguagePlan(), steps=2, polish_steps=1, token_budget=600)
+    language = dataclasses.replace(LanguagePlan(), steps=2, token_budget=600)
     threads = torch.get_num_threads()
     train(tmp_path, vision, language, (2, 1), console, held_out=2, batches=1)
     weights = (tmp_path / "model.safetensors").read_bytes()
@@ -282,7 +282,7 @@ def test_training_from_nothing_to_a_checkpoint(tmp_path):
 
 
 def test_threads_decide_nothing_but_the_time(pool, tmp_path):
-    plan = dataclasses.replace(LanguagePlan(), steps=2, polish_steps=1, token_budget=600)
+    plan = dataclasses.replace(LanguagePlan(), steps=2, token_budget=600)
     before = make_model()[0].model.language_model.state_dict()
     trained = []
     for threads in (1, 2):

@@ -40,8 +40,6 @@ TUBELET_TARGETS: dict[int, tuple[int, ...]] = {
 """What a tubelet's last token tells after so many decoder layers: first what comes in this tubelet and how many objects
 are there; what is there, from left to right; then the newest object, the one before it, the first one and how many
 there were in all."""
-TOTAL_LAYER = 6
-"""Of ``TUBELET_TARGETS``, whose last target is that number."""
 SEEN_LAYER = 4
 """After which it tells of each name whether it has been there. Attention is bad at counting; what is in that set has
 been there, and its size is how many there were."""

@@ -66,7 +66,7 @@ def train(
         pool.load_or_grow(state / "pool.pt", *scenes, lambda: progress.advance(task))
         fresh.load_or_grow(state / "held_out.pt", held_out, held_out, lambda: progress.advance(task))
         progress.update(task, completed=sum(scenes) + 2 * held_out)
-        task = progress.add_task("language model", total=language.steps + language.polish_steps, figures="")
+        task = progress.add_task("language model", total=language.steps, figures="")
         report = _reporter(progress, task, state / "language.log")
         train_language(model, processor, pool, state, language, report, compiled=compiled, threads=threads)
     write_checkpoint(model, processor, folder)
@@ -110,7 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--threads", type=int, default=LanguagePlan.batches, metavar="N", help="for the language (default %(default)s)")
     add("--vision-steps", type=int, default=VisionPlan.steps, metavar="N", help="(default %(default)s)")
     add("--language-steps", type=int, default=LanguagePlan.steps, metavar="N", help="(default %(default)s)")
-    add("--polish-steps", type=int, default=LanguagePlan.polish_steps, metavar="N", help="(default %(default)s)")
     add("--scenes", type=int, nargs=2, default=(DENSE_SCENES, LONG_SCENES), metavar=("DENSE", "LONG"))
     add(
         "--compile",
@@ -123,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(1)
     np.seterr(all="raise", under="ignore")
     vision = dataclasses.replace(VisionPlan(), steps=args.vision_steps)
-    language = dataclasses.replace(LanguagePlan(), steps=args.language_steps, polish_steps=args.polish_steps)
+    language = dataclasses.replace(LanguagePlan(), steps=args.language_steps)
     scenes = (args.scenes[0], args.scenes[1])
     train(args.out, vision, language, scenes, Console(), compiled=args.compile, threads=args.threads)
     return 0

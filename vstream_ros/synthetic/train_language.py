@@ -26,7 +26,6 @@ from vstream_ros.synthetic.batches import (
     SEEN_LAYER,
     TEXT_LAYER,
     TOKEN_TARGETS,
-    TOTAL_LAYER,
     TUBELET_TARGETS,
     Batch,
     BatchMaker,
@@ -38,10 +37,8 @@ from vstream_ros.synthetic.train_vision import save_atomically, schedule
 
 HARD = ("before", "after", "total", "describe", "last", "ever")
 """Kinds that take the longest to learn; asked twice as often."""
-LAST = "total"
-"""What is learnt last: counting comes when what is counted is known. Asked ten times as often while polishing."""
-LAST_WEIGHT = 6.0
-"""Of the tubelets' totals in the loss, while polishing."""
+ODDS = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
+ODDS /= ODDS.sum()
 SEEN_WEIGHT = 5.0
 """In the loss, which is a mean over all names: most of them have never been there."""
 NOTHING_WEIGHT = 0.1
@@ -64,20 +61,12 @@ class LanguagePlan:
     )
     """(from this part of the steps on, most tubelets, share of long memories); at the end as many as a memory has."""
     learning_rate: float = 2e-3
-    polish_steps: int = 1_000
-    """After ``steps``, at a quarter of the rate: with more of what is learnt last."""
     aux_weight: float = 1.0
     seed: int = 12
 
     def clips(self, tubelets: int) -> int:
         """How many clips of that length are in a batch."""
         return max(self.token_budget // (TOKENS * tubelets + 20 * self.questions), 4)
-
-    def rate(self, step: int) -> float:
-        """Factor of the learning rate."""
-        if step < self.steps:
-            return schedule(step, self.steps, warmup=150)
-        return 0.25 * schedule(step - self.steps, self.polish_steps, warmup=50)
 
 
 class AuxHeads(nn.Module):
@@ -93,11 +82,8 @@ class AuxHeads(nn.Module):
         self.text = nn.Linear(HIDDEN, IDENTITIES)
         self.facts = nn.Linear(HIDDEN, sum(map(len, FACTS.values())))
 
-    def loss(self, kept: dict[int, torch.Tensor], batch: Batch, last_weight: float = 1.0) -> torch.Tensor:
-        """The mean of what video tokens are told, and that of what names are told.
-
-        ``kept``: as of ``forward``; ``last_weight``: of how many objects there were in all.
-        """
+    def loss(self, kept: dict[int, torch.Tensor], batch: Batch) -> torch.Tensor:
+        """The mean of what video tokens are told, and that of what names are told. ``kept``: as of ``forward``."""
         losses: list[torch.Tensor | None] = []
         of_names: list[torch.Tensor | None] = []
         cut = batch.prefix_ids.shape[1]
@@ -114,10 +100,7 @@ class AuxHeads(nn.Module):
                 labels = batch.tubelet_targets[layer]
                 for hidden, known in ((lasts, labels), (end, labels[:, -1:])):
                     parts = self.tubelets[str(layer)](hidden).split(TUBELET_TARGETS[layer], dim=-1)
-                    of_tubelets = [_cross_entropy(logits, known[..., k]) for k, logits in enumerate(parts)]
-                    if layer == TOTAL_LAYER and (total := of_tubelets[-1]) is not None:
-                        of_tubelets[-1] = last_weight * total
-                    losses += of_tubelets
+                    losses += [_cross_entropy(logits, known[..., k]) for k, logits in enumerate(parts)]
             if layer == SEEN_LAYER:
                 logits, known = self.seen(torch.cat([lasts, end], dim=1)), batch.seen_targets
                 known = torch.cat([known, known[:, -1:]], dim=1)
@@ -226,19 +209,15 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: t
 
 
 def draw_batch(
-    maker: BatchMaker, pool: FeaturePool, plan: LanguagePlan, step: int, rng: np.random.Generator
+    maker: BatchMaker, pool: FeaturePool, plan: LanguagePlan, most: int, long_share: float, rng: np.random.Generator
 ) -> Batch:
-    """Random clips of one random length with random questions, as the step wants them."""
-    _, most, long_share = [stage for stage in plan.stages if step >= stage[0] * plan.steps][-1]
-    odds = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
-    if step >= plan.steps:
-        odds[list(KINDS).index(LAST)] = 10.0
+    """Random clips of one random length with random questions."""
     tubelets = int(rng.integers(2, most + 1))
     clips = [pool.clip(tubelets, rng, long_share) for _ in range(plan.clips(tubelets))]
     questions = []
     for clip in clips:
         facts = readings(clip.views)
-        kinds = rng.choice(list(KINDS), size=2 * plan.questions, p=odds / odds.sum())
+        kinds = rng.choice(list(KINDS), size=2 * plan.questions, p=ODDS)
         asked = [qa for kind in kinds if (qa := ask(str(kind), clip.views, rng, facts)) is not None]
         questions.append(asked[: plan.questions])
     return maker.batch(clips, questions)
@@ -269,18 +248,18 @@ def train_language(
     maker = BatchMaker(processor, model.config.video_token_id)
 
     def compute(step: int, number: int) -> _Gradients:
-        batch = draw_batch(maker, pool, plan, step, np.random.default_rng([plan.seed, step, number]))
-        return _gradients(model, heads, batch, plan, LAST_WEIGHT if step >= plan.steps else 1.0, layer)
+        _, most, long_share = [stage for stage in plan.stages if step >= stage[0] * plan.steps][-1]
+        rng = np.random.default_rng([plan.seed, step, number])
+        return _gradients(model, heads, draw_batch(maker, pool, plan, most, long_share, rng), plan, layer)
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
-        steps = plan.steps + plan.polish_steps
-        for step in range(start, steps):
+        for step in range(start, plan.steps):
             for optimizer, rate in zip(optimizers, rates, strict=True):
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * plan.rate(step)
+                    group["lr"] = rate * schedule(step, plan.steps, warmup=150)
             computed = list(workers.map(functools.partial(compute, step), range(plan.batches)))
             report(step, _update(model, heads, optimizers, computed))
-            if (step + 1) % 100 == 0 or step + 1 == steps:
+            if (step + 1) % 100 == 0 or step + 1 == plan.steps:
                 state = {"step": step + 1, "text": model.model.language_model.state_dict(), "heads": heads.state_dict()}
                 state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
                 save_atomically(state, folder / "language.pt")
@@ -335,12 +314,7 @@ def _parameters(model: Any, heads: AuxHeads) -> list[nn.Parameter]:
 
 
 def _gradients(
-    model: Any,
-    heads: AuxHeads,
-    batch: Batch,
-    plan: LanguagePlan,
-    last_weight: float,
-    layer: Callable[..., torch.Tensor],
+    model: Any, heads: AuxHeads, batch: Batch, plan: LanguagePlan, layer: Callable[..., torch.Tensor] = decoder_layer
 ) -> _Gradients:
     hidden, kept = forward(model, batch, torch.bfloat16, layer)
     known = batch.targets >= 0
@@ -348,7 +322,7 @@ def _gradients(
     losses = nn.functional.cross_entropy(logits, batch.targets[known], reduction="none")
     weights = batch.weights[known]
     loss = (losses * weights).sum() / weights.sum()
-    aux = heads.loss(kept, batch, last_weight)
+    aux = heads.loss(kept, batch)
     gradients = torch.autograd.grad(loss + plan.aux_weight * aux, _parameters(model, heads), allow_unused=True)
     right = float((logits.argmax(-1) == batch.targets[known]).float().mean())
     return list(gradients), {"loss": float(loss.detach()), "aux": float(aux.detach()), "right": right}
