@@ -66,7 +66,7 @@ eval-node:
 	@$(IN) python -m benchmarks.node_eval $(ARGS)
 
 train-tiny:
-	@$(IN) python -m vstream_ros.synthetic.train --out build/tiny $(ARGS)
+	@$(IN) python -m training.train --out build/tiny $(ARGS)
 
 clean:
 	rm -rf build install log

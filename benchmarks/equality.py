@@ -26,14 +26,14 @@ from rich.progress import track
 from rich.table import Table
 
 from vstream_ros.engine.answerer import ClipAnswerer
-from vstream_ros.engine.config import EngineConfig
+from vstream_ros.engine.answers import Question
+from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.segments import clip_segments
-from vstream_ros.engine.types import Question
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.models.base import GenerationOptions, Prompt
 from vstream_ros.models.loader import wrap_model
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import FAMILIES, random_model
 
 LOGIT_TOLERANCE = 1e-4

@@ -24,18 +24,18 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from training.parallel import in_processes
 from vstream_ros.engine.answerer import ClipAnswerer
-from vstream_ros.engine.config import EngineConfig
+from vstream_ros.engine.answers import Question
+from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.segments import clip_segments
-from vstream_ros.engine.types import Question
 from vstream_ros.memory import NANOSECONDS, Clip, MemoryConfig, SmartFrameManager, Tubelet
 from vstream_ros.models.base import GenerationOptions
 from vstream_ros.models.loader import load_model
-from vstream_ros.models.qwen import QwenVideoModel
-from vstream_ros.synthetic.parallel import in_processes
-from vstream_ros.synthetic.questions import KINDS, ONE_WORD, QA, View, ask, right
+from vstream_ros.models.qwen.video_model import QwenVideoModel
+from vstream_ros.synthetic.shapes_questions import KINDS, ONE_WORD, QA, View, ask, right
 from vstream_ros.synthetic.shapes_world import Scene
-from vstream_ros.synthetic.tubelets import camera_frame, sightings
+from vstream_ros.synthetic.sightings import camera_frame, sightings
 
 HELD_OUT_SEED = 9_000_000_000
 """Far from every seed of the training."""

@@ -30,17 +30,17 @@ from rich.table import Table
 
 from benchmarks.equality import random_frame
 from benchmarks.eval import load
+from training.tiny_config import FRAME_SIZE
 from vstream_ros.engine.answerer import ClipAnswerer
-from vstream_ros.engine.config import EngineConfig
+from vstream_ros.engine.answers import Question
+from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.segments import clip_segments
-from vstream_ros.engine.types import Question
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.base import GenerationOptions
 from vstream_ros.models.loader import wrap_model
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import random_model
-from vstream_ros.synthetic.tiny_config import FRAME_SIZE
 
 SIDE = 224
 """Pixels; 64 tokens a tubelet."""

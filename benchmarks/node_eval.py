@@ -28,12 +28,12 @@ from vstream_ros.demo.scene import START_NS, record_scene
 from vstream_ros.demo.session import TOPIC, Session, node_session, stamps_ns
 from vstream_ros.demo.shapes import play_whole
 from vstream_ros.engine import DelayedBatchInferenceEngine
-from vstream_ros.engine.config import EngineConfig
-from vstream_ros.engine.types import Question
+from vstream_ros.engine.answers import Question
+from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.memory import MemoryConfig
 from vstream_ros.replay.ask import feed
 from vstream_ros.replay.sources import open_source
-from vstream_ros.synthetic.questions import KINDS, QA, View, ask, readings, right
+from vstream_ros.synthetic.shapes_questions import KINDS, QA, View, ask, readings, right
 from vstream_ros.synthetic.shapes_world import Scene
 
 SEED = 9_500_000_000

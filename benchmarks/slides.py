@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.memory.store import StarStream
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
 
 SLIDES = (1, 4, 8, 16)
 DURATIONS_S = {"10 min": 600, "4 h": 14_400}

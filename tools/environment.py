@@ -161,7 +161,7 @@ def apt(package: str) -> str:
 
 def ensure_env(layout: Layout) -> str:
     """Create the environment, or bring it up to date. Returns what it was made from."""
-    wanted = f"{sys.base_prefix} {digest([*layout.requirements(), Path(__file__)], [])}"
+    wanted = f"{sys.base_prefix} {made_of(layout)}"
     stamp = layout.env / "vstream-stamp"
     found = read(stamp) or ""
     usable = layout.python.exists() and found.startswith(f"{sys.base_prefix} ")
@@ -187,6 +187,12 @@ def ensure_env(layout: Layout) -> str:
         name_our_headers(layout)
     stamp.write_text(wanted)
     return wanted
+
+
+def made_of(layout: Layout) -> str:
+    """Digest of what decides what is installed: requirements without their comments, Python, ROS 2."""
+    lines = [line.partition("#")[0].strip() for path in layout.requirements() for line in path.read_text().splitlines()]
+    return digest([], [sys.version, layout.base.name, *filter(None, lines)])
 
 
 def constraints(layout: Layout) -> Path:

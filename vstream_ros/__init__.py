@@ -9,3 +9,6 @@ import pkgutil
 __path__ = pkgutil.extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
+"""What the node and the command line load where no model is named."""

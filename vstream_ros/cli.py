@@ -16,12 +16,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vstream_ros import __version__
+from vstream_ros import DEFAULT_MODEL, __version__
 from vstream_ros.errors import VStreamError
-from vstream_ros.memory.config import MemoryConfig
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
+from vstream_ros.memory.memory_config import MemoryConfig
 
-DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 ASK_TIMEOUT_S = 3600.0
 """Offline nobody waits for the answer by the clock of a robot, and a CPU takes minutes for a clip."""
 
@@ -128,8 +127,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
     from vstream_ros.replay.ask import ask_all, camera_names, feed
-    from vstream_ros.replay.report import frame_progress, metrics_table, print_reply
     from vstream_ros.replay.sources import open_source
+    from vstream_ros.replay.terminal import frame_progress, metrics_table, print_reply
 
     memory = MemoryConfig(
         star_memory_size=args.star_memory_size, stream_window_size=args.stream_window_size,
@@ -174,11 +173,11 @@ def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
     from vstream_ros.replay.sources import open_source
 
     with open_source(args.recording) as source:
-        from vstream_ros.compare.report import terminal_table, write_json, write_page
-        from vstream_ros.compare.run import compare
+        from vstream_ros.compare.comparison import terminal_table, write_json, write_page
+        from vstream_ros.compare.measure import compare
         from vstream_ros.engine import EngineConfig
         from vstream_ros.models.loader import load_model
-        from vstream_ros.replay.report import printable
+        from vstream_ros.replay.terminal import printable
 
         config = EngineConfig(device=args.device, local_files_only=args.local_files_only)
         with notes.status(f"loading {args.model}") as status:
@@ -213,7 +212,7 @@ def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
 
 def _record(args: argparse.Namespace, out: Console, notes: Console) -> int:
     from vstream_ros.replay.record import RecordOptions, record
-    from vstream_ros.replay.report import frame_progress, mebibytes
+    from vstream_ros.replay.terminal import frame_progress, mebibytes
 
     options = RecordOptions(
         topic=args.topic, storage=args.storage, compressed=args.compressed, quality=args.quality,
@@ -236,7 +235,7 @@ def _record(args: argparse.Namespace, out: Console, notes: Console) -> int:
 
 
 def _demo(args: argparse.Namespace, out: Console, notes: Console) -> int:
-    from vstream_ros.demo.run import run_demo
+    from vstream_ros.demo.run_demo import run_demo
 
     return run_demo(args.workdir, args.video, args.model, args.question, out)
 

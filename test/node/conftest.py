@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ros_client.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # support
 
 try:
     import rclpy
@@ -22,8 +22,8 @@ except ImportError as error:  # without ROS 2, or before `make build`
 else:
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.parameter import Parameter
-    from ros_client import DOMAIN, Planner, isolate_ros, wait_until, write_endless_checkpoint
 
+    from support.ros_client import DOMAIN, Planner, isolate_ros, wait_until, write_endless_checkpoint
     from vstream_ros.engine import ModelState
     from vstream_ros.node.qa_node import QaNode
 

@@ -24,7 +24,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 
-from vstream_ros.memory.types import NANOSECONDS  # noqa: E402
+from vstream_ros.memory.clip import NANOSECONDS  # noqa: E402
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, TYPES  # noqa: E402
 
 TOPIC = "/camera/image_raw"

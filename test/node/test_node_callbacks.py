@@ -10,8 +10,8 @@ import pytest
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from ros_client import DOMAIN, wait_until
 
+from support.ros_client import DOMAIN, wait_until
 from vstream_ros.node.callbacks import RosLogHandler, guarded, in_executor
 
 

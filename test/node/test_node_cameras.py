@@ -6,7 +6,10 @@ import cv2
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
-from ros_client import (
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage
+
+from support.ros_client import (
     BEST_EFFORT,
     CAMERA_TOPIC,
     RELIABLE,
@@ -17,8 +20,6 @@ from ros_client import (
     image,
     wait_until,
 )
-from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CompressedImage
 
 
 def received(node) -> int:

@@ -9,8 +9,8 @@ import threading
 import pytest
 from lifecycle_msgs.msg import Transition
 from rclpy.lifecycle import LifecycleNode
-from ros_client import code_name, image, wait_until
 
+from support.ros_client import code_name, image, wait_until
 from vstream_ros.engine import DelayedBatchInferenceEngine, ModelState
 
 

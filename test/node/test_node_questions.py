@@ -8,8 +8,8 @@ import pytest
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from lifecycle_msgs.msg import Transition
-from ros_client import START_NS, TIMEOUT_S, code_name, image, seconds, wait_for_result, wait_until
 
+from support.ros_client import START_NS, TIMEOUT_S, code_name, image, seconds, wait_for_result, wait_until
 from vstream_ros.errors import VStreamError
 from vstream_ros.srv import AskVideo
 

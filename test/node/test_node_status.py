@@ -6,9 +6,9 @@ import itertools
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
-from ros_client import BEST_EFFORT, CAMERA_TOPIC, START_NS, code_name, image, wait_until
 from sensor_msgs.msg import CompressedImage
 
+from support.ros_client import BEST_EFFORT, CAMERA_TOPIC, START_NS, code_name, image, wait_until
 from vstream_ros.msg import CacheStatus, VramStatus
 
 LEVELS = {

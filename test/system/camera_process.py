@@ -6,11 +6,12 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ros_client.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # support
 
 import rclpy
-from ros_client import RELIABLE, START_NS, image
 from sensor_msgs.msg import Image
+
+from support.ros_client import RELIABLE, START_NS, image
 
 SECOND = 1_000_000_000
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # ros_client.py
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # support
 
 try:
     import rclpy  # noqa: F401
@@ -24,7 +24,7 @@ except (ImportError, LookupError) as error:  # without ROS 2, or before `make bu
     collect_ignore_glob = ["test_qa_node*.py", "test_shapes_node.py"]
     MISSING = str(error)
 else:
-    from ros_client import TIMEOUT_S, Planner, isolate_ros, wait_until, write_endless_checkpoint
+    from support.ros_client import TIMEOUT_S, Planner, isolate_ros, wait_until, write_endless_checkpoint
 
     isolate_ros()
     assert issubclass(PackageNotFoundError, LookupError)

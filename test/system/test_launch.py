@@ -16,9 +16,9 @@ pytest.importorskip("launch_ros.actions", reason="launch and launch_ros come wit
 
 from ament_index_python.packages import get_package_share_directory
 from rcl_interfaces.srv import GetParameters
-from replay_media import TOPIC, image_bag, pictures
-from ros_client import Planner, isolate_ros, wait_until
 
+from support.replay_media import TOPIC, image_bag, pictures
+from support.ros_client import Planner, isolate_ros, wait_until
 from vstream_ros.msg import CacheStatus
 
 LAUNCH = """

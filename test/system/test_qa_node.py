@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
-from ros_client import CAMERA_TOPIC, SECOND, START_NS, TIMEOUT_S, code_name, image, wait_for_result, wait_until
 
+from support.ros_client import CAMERA_TOPIC, SECOND, START_NS, TIMEOUT_S, code_name, image, wait_for_result, wait_until
 from vstream_ros.msg import CacheStatus
 
 CAMERA = Path(__file__).with_name("camera_process.py")

@@ -8,14 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 from rich.console import Console
-from ros_client import DOMAIN
 
 from benchmarks.eval import clip_views
 from benchmarks.node_eval import CAMERA, PARAMETERS, SEED, compare, make_engine, questions, scenes
+from support.ros_client import DOMAIN
 from vstream_ros.demo.scene import START_NS, record_scene
 from vstream_ros.demo.session import TOPIC, node_session
 from vstream_ros.demo.shapes import play_whole
-from vstream_ros.engine.types import Question
+from vstream_ros.engine.answers import Question
 from vstream_ros.replay.ask import feed
 from vstream_ros.replay.sources import open_source
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.loader import wrap_model
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import FAMILIES, random_model
 
 MAX_PIXELS = 112 * 112

@@ -7,8 +7,9 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
-from vstream_ros.models.attention import (
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
+from vstream_ros.models.base import GenerationOptions, Segment
+from vstream_ros.models.kernels.attention import (
     GROUPED,
     STOCK,
     additive_mask,
@@ -16,8 +17,7 @@ from vstream_ros.models.attention import (
     grouped_attention,
     grouped_sdpa,
 )
-from vstream_ros.models.base import GenerationOptions, Segment
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 SIZE = 8
 

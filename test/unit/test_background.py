@@ -14,7 +14,7 @@ from benchmarks.equality import cached_answer, compare, native_answer, random_fr
 from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, Question
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import random_model
 
 QUESTION = Question("what?", max_new_tokens=4)
@@ -242,11 +242,11 @@ def test_the_duty_cycle_leaves_the_device_to_others(engine: DelayedBatchInferenc
     engine._thread.close()  # the test takes the steps itself
     feed(engine, 3)
     started = time.monotonic()
-    pause_s = engine._background()
+    pause_s = engine._work_ahead.step()
     took_s = time.monotonic() - started
     assert pause_s is not None
     assert 0.0 < pause_s <= 3.0 * took_s
-    while engine._background() is not None:
+    while engine._work_ahead.step() is not None:
         pass
     assert engine.status().valid
 

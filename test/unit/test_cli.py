@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 import pytest
-from replay_media import image_bag, pictures, write_video
 
+from support.replay_media import image_bag, pictures, write_video
 from vstream_ros import __version__
 from vstream_ros.cli import main, parse_seconds, parse_size
 from vstream_ros.errors import InvalidRequestError
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.sources import open_source
 
 

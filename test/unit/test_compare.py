@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from benchmarks.equality import random_frame
-from vstream_ros.compare.report import terminal_table, write_json, write_page
-from vstream_ros.compare.run import compare
+from vstream_ros.compare.comparison import terminal_table, write_json, write_page
+from vstream_ros.compare.measure import compare
 from vstream_ros.errors import NoFramesError, OutOfMemoryError
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 
 class Recording:

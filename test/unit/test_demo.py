@@ -16,15 +16,15 @@ import pytest
 from rich.console import Console
 
 from vstream_ros.demo import processes, shapes
-from vstream_ros.demo import run as demo
+from vstream_ros.demo import run_demo as demo
 from vstream_ros.demo.picture import STAR, STREAM, Held, draw_memory
 from vstream_ros.demo.scene import CAMERA, START_NS, happened, record_scene, shown_views, supported
 from vstream_ros.errors import InvalidRequestError, ModelFailedError, NotReadyError
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.ask import Reply
-from vstream_ros.replay.report import LATENCIES
 from vstream_ros.replay.sources import open_source
-from vstream_ros.synthetic.questions import KINDS, answer, readings
+from vstream_ros.replay.terminal import LATENCIES
+from vstream_ros.synthetic.shapes_questions import KINDS, answer, readings
 from vstream_ros.synthetic.shapes_world import Scene
 
 OUT = Console(quiet=True)

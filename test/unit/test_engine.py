@@ -17,7 +17,7 @@ from benchmarks.equality import compare, native_answer, random_frame, recorded_l
 from vstream_ros import errors
 from vstream_ros.engine import Answer, DelayedBatchInferenceEngine, ModelState, Question
 from vstream_ros.memory import MemoryConfig, Verdict
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import random_model, write_random_checkpoint
 
 
@@ -332,7 +332,7 @@ def test_clearing_forgets_also_what_was_computed(engine: DelayedBatchInferenceEn
         while engine.device_memory()[0].kv_cache or engine.device_memory()[0].features:
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        assert engine._taken[1] == ()
+        assert engine._desk._taken[1] == ()
         engine.clear("between")
 
 

@@ -18,10 +18,10 @@ from benchmarks.equality import (
     run_stream,
 )
 from vstream_ros.engine.answerer import ClipAnswerer
-from vstream_ros.engine.config import EngineConfig
-from vstream_ros.engine.types import Question
+from vstream_ros.engine.answers import Question
+from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.memory import MemoryConfig, SmartFrameManager
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 QUESTION = Question("what happened?", max_new_tokens=6)
 

@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from vstream_ros import images
 from vstream_ros.errors import FrameError
-from vstream_ros.images import ENCODINGS, decode_compressed, decode_image
+from vstream_ros.images import ENCODINGS, decode_compressed, decode_image, decoding
 
 HEIGHT, WIDTH = 48, 64
 BIG = sys.byteorder == "big"
@@ -232,27 +231,27 @@ class _OldBridge:
 @pytest.mark.parametrize("outcome", [TypeError("x"), KeyError("x"), AttributeError("x"), np.zeros((4, 4), np.uint8)])
 @pytest.mark.parametrize("encoding", ["bgr8", "mono16", "yuv422_yuy2", "16UC1"])
 def test_a_broken_cv_bridge_changes_nothing(monkeypatch, encoding, outcome):
-    monkeypatch.setattr(images, "_cv_bridge", lambda: _OldBridge(outcome))
+    monkeypatch.setattr(decoding, "_cv_bridge", lambda: _OldBridge(outcome))
     rgb = picture()
     assert_close(decode_image(message(encode(rgb, encoding), encoding)), expected(rgb, encoding), encoding)
 
 
 def test_no_cv_bridge_changes_nothing(monkeypatch):
-    monkeypatch.setattr(images, "_cv_bridge", lambda: None)
+    monkeypatch.setattr(decoding, "_cv_bridge", lambda: None)
     assert_close(decode_image(message(picture()[..., ::-1], "bgr8")), picture(), "bgr8")
 
 
 def test_cv_bridge_is_used_where_it_is_right(monkeypatch):
     pytest.importorskip("cv_bridge")
     used = []
-    real = images._cv_bridge()
+    real = decoding._cv_bridge()
 
     class Watched:
         def imgmsg_to_cv2(self, msg, desired_encoding):
             used.append(msg.encoding)
             return real.imgmsg_to_cv2(msg, desired_encoding)
 
-    monkeypatch.setattr(images, "_cv_bridge", lambda: Watched())
+    monkeypatch.setattr(decoding, "_cv_bridge", lambda: Watched())
     assert_close(decode_image(message(picture()[..., ::-1], "bgr8")), picture(), "bgr8")
     assert used == ["bgr8"]
 
@@ -287,7 +286,7 @@ def test_a_large_jpeg_at_a_small_size(size):
 
 @pytest.mark.parametrize(("target", "factor"), [((540, 960), 2), ((541, 960), 1), ((270, 480), 4), ((20, 30), 8)])
 def test_a_jpeg_is_reduced_as_far_as_the_target_allows(target, factor):
-    assert images._reduction((1080, 1920), target) == factor
+    assert decoding._reduction((1080, 1920), target) == factor
 
 
 def test_grey_and_sixteen_bit_compressed_images():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vstream_ros.models.kv_cache import SPARE_TOKENS, GrowingLayer
+from vstream_ros.models.kernels.kv_cache import SPARE_TOKENS, GrowingLayer
 
 HEADS, WIDTH = 2, 4
 

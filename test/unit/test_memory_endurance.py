@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 
 import psutil
-from memory_frames import noisy, scene
 
+from support.memory_frames import noisy, scene
 from vstream_ros.memory import SmartFrameManager
 
 FRAMES = 100_000

@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 import pytest
-from memory_frames import flat, noisy, scene
 
+from support.memory_frames import flat, noisy, scene
 from vstream_ros.errors import ConfigError
 from vstream_ros.memory import MemoryConfig
 from vstream_ros.memory.importance import Embed, FrameScorer, Score, layout_change, texture

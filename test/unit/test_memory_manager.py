@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_frames import HEIGHT, SECOND, WIDTH, flat, scene
 
+from support.memory_frames import HEIGHT, SECOND, WIDTH, flat, scene
 from vstream_ros.errors import ConfigError, FrameError
 from vstream_ros.memory import Clip, FrameStatus, MemoryConfig, SmartFrameManager, Verdict
 

@@ -8,10 +8,10 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_frames import SECOND
 
+from support.memory_frames import SECOND
+from vstream_ros.memory.clip import Verdict
 from vstream_ros.memory.sampling import DEFAULT_PERIOD_S, Sampler
-from vstream_ros.memory.types import Verdict
 
 START = 1_700_000_000 * SECOND
 

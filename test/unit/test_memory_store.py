@@ -10,10 +10,10 @@ import weakref
 
 import numpy as np
 import pytest
-from memory_frames import SECOND
 
+from support.memory_frames import SECOND
+from vstream_ros.memory.clip import Tubelet
 from vstream_ros.memory.store import StarStream
-from vstream_ros.memory.types import Tubelet
 
 PIXELS = np.zeros((2, 2, 2, 3), np.uint8)
 

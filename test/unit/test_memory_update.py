@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_frames import SECOND, flat, noisy, scene
 
+from support.memory_frames import SECOND, flat, noisy, scene
 from vstream_ros.errors import FrameError
 from vstream_ros.memory import SmartFrameManager, Tubelet, Verdict
 from vstream_ros.memory.store import retention

@@ -58,10 +58,10 @@ def test_rclpy_stays_at_the_edge() -> None:
 
 
 def test_engine_knows_models_only_through_their_interface() -> None:
-    families = {p.stem for p in (ROOT / "vstream_ros" / "models").glob("*_vl.py")}
+    families = {p.stem for p in (ROOT / "vstream_ros" / "models" / "qwen").glob("*.py")}
     assert families
     for path in sorted((ROOT / "vstream_ros" / "engine").glob("*.py")):
-        wrong = imported(path) & {f"vstream_ros.models.{family}" for family in families}
+        wrong = imported(path) & {f"vstream_ros.models.qwen.{family}" for family in families}
         assert not wrong, f"{path.name} imports {wrong}"
 
 

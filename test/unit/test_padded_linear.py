@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from vstream_ros.memory.types import Tubelet
-from vstream_ros.models import padded_linear
+from vstream_ros.memory.clip import Tubelet
 from vstream_ros.models.base import GenerationOptions, Segment
-from vstream_ros.models.padded_linear import FEWEST, LARGE, TILE, paddable, padded_linears
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.kernels import padded_linear
+from vstream_ros.models.kernels.padded_linear import FEWEST, LARGE, TILE, paddable, padded_linears
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 
 @pytest.fixture

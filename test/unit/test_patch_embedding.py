@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vstream_ros.memory.types import Tubelet
+from vstream_ros.memory.clip import Tubelet
 from vstream_ros.models.base import GenerationOptions, Segment
-from vstream_ros.models.patch_embedding import linear_patch_embedding
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.kernels.patch_embedding import linear_patch_embedding
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -21,7 +21,7 @@ from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.errors import ConfigError, ModelFailedError
 from vstream_ros.memory import Clip, SmartFrameManager
 from vstream_ros.models.loader import load_model, resolve_placement, wrap_model
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import random_model, write_random_checkpoint
 
 QUESTION = Question("what happened?", max_new_tokens=6)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from vstream_ros.errors import ModelFailedError
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.base import Segment
 from vstream_ros.models.loader import wrap_model
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 
 def segment(times_ns: list[int], second_per_grid: float, factor: int) -> Segment:

@@ -6,7 +6,9 @@ import json
 
 import cv2
 import pytest
-from replay_media import (
+from rich.console import Console
+
+from support.replay_media import (
     MILLISECOND,
     TOPIC,
     compressed_cdr,
@@ -15,16 +17,14 @@ from replay_media import (
     write_bag,
     write_video,
 )
-from rich.console import Console
-
 from vstream_ros.cli import main
 from vstream_ros.engine import DelayedBatchInferenceEngine
-from vstream_ros.memory.config import MemoryConfig
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
+from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.replay.ask import Reply, ask_all, camera_names, feed
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE
-from vstream_ros.replay.report import metrics_table, print_reply
 from vstream_ros.replay.sources import open_source
+from vstream_ros.replay.terminal import metrics_table, print_reply
 from vstream_ros.synthetic.random_model import random_model, write_random_checkpoint
 
 REAR = "/rear/compressed"

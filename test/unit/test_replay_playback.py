@@ -6,10 +6,10 @@ import threading
 import time
 
 import pytest
-from replay_media import MILLISECOND, TOPIC, image_bag, image_cdr, pictures, write_bag
 
+from support.replay_media import MILLISECOND, TOPIC, image_bag, image_cdr, pictures, write_bag
 from vstream_ros.errors import InvalidRequestError
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.bags import IMAGE, TYPES
 from vstream_ros.replay.playback import Pacer, Prefetcher, restamped
 from vstream_ros.replay.sources import open_source

@@ -6,12 +6,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from replay_media import MILLISECOND, image_bag, pictures, write_video
 from rosbags.highlevel import AnyReader
 from ruamel.yaml import YAML
 
+from support.replay_media import MILLISECOND, image_bag, pictures, write_video
 from vstream_ros.errors import ConfigError, InvalidRequestError
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.record import RecordOptions, record
 from vstream_ros.replay.sources import open_source
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from replay_media import (
+from rosbags.rosbag2 import StoragePlugin
+
+from support.replay_media import (
     MILLISECOND,
     TOPIC,
     compressed_cdr,
@@ -21,10 +23,8 @@ from replay_media import (
     write_bag,
     write_video,
 )
-from rosbags.rosbag2 import StoragePlugin
-
 from vstream_ros.errors import FrameError, InvalidRequestError
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, TYPES, BagSource
 from vstream_ros.replay.sources import open_source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vstream_ros.synthetic.questions import (
+from vstream_ros.synthetic.shapes_questions import (
     KINDS,
     NONE,
     NUMBERS,
@@ -18,7 +18,7 @@ from vstream_ros.synthetic.questions import (
     running,
 )
 from vstream_ros.synthetic.shapes_world import Leg, Scene, Visit
-from vstream_ros.synthetic.tubelets import Sighting, sightings
+from vstream_ros.synthetic.sightings import Sighting, sightings
 
 
 def visit(index: int, name: str) -> Visit:

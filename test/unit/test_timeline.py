@@ -13,9 +13,9 @@ from benchmarks.equality import random_frame
 from vstream_ros.engine.timeline import Timeline
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.errors import CanceledError
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.base import GenerationOptions, Prompt, Segment
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 
 @pytest.fixture

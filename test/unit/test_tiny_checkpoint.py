@@ -11,12 +11,12 @@ from rich.console import Console
 
 from benchmarks import eval as evaluation
 from vstream_ros.errors import InvalidRequestError, ModelFailedError, NoFramesError
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.base import GenerationOptions, Segment
 from vstream_ros.models.loader import EMBEDDED, load_model
-from vstream_ros.synthetic.questions import KINDS, ask, right
+from vstream_ros.synthetic.shapes_questions import KINDS, ask, right
 from vstream_ros.synthetic.shapes_world import Scene
-from vstream_ros.synthetic.tubelets import sightings
+from vstream_ros.synthetic.sightings import sightings
 
 
 @pytest.fixture(scope="module")

@@ -10,20 +10,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from training.batches import FACTS, NEW, NOTHING, OLD, Batch, BatchMaker
+from training.feature_pool import FeaturePool, PooledClip, join
+from training.tiny_config import CELLS, FRAME_SIZE, HIDDEN, MAX_PIXELS, MIN_PIXELS, TOKENS, VISION
+from training.tiny_model import make_model, write_checkpoint
+from training.tower import encode_tubelets, patchify
+from training.train import train
+from training.train_language import LanguagePlan, forward, train_language
+from training.train_vision import IGNORE, MOTIONS, PLACES, TubeletSampler, VisionPlan, label, mirror
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.base import Segment, TubeletFeatures
 from vstream_ros.models.loader import load_model, wrap_model
-from vstream_ros.synthetic.batches import FACTS, NEW, NOTHING, OLD, Batch, BatchMaker
-from vstream_ros.synthetic.feature_pool import Clip, FeaturePool, join
-from vstream_ros.synthetic.questions import NUMBERS, QA, corpus
+from vstream_ros.synthetic.shapes_questions import NUMBERS, QA, corpus
 from vstream_ros.synthetic.shapes_world import COLOURS, SHAPES, Scene, Visit, all_names
-from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN, MAX_PIXELS, MIN_PIXELS, TOKENS, VISION
-from vstream_ros.synthetic.tiny_model import make_model, write_checkpoint
-from vstream_ros.synthetic.tower import encode_tubelets, patchify
-from vstream_ros.synthetic.train import train
-from vstream_ros.synthetic.train_language import LanguagePlan, forward, train_language
-from vstream_ros.synthetic.train_vision import IGNORE, MOTIONS, PLACES, TubeletSampler, VisionPlan, label, mirror
-from vstream_ros.synthetic.tubelets import Sighting, camera_frame, sightings
+from vstream_ros.synthetic.sightings import Sighting, camera_frame, sightings
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def at(visit: Visit, x: float, part: float = 1.0, motion: str = "nowhere") -> Si
 
 def batch_of(untrained, *views: tuple[Sighting, ...]) -> Batch:
     model, processor = untrained
-    clip = Clip(torch.zeros(len(views), TOKENS, HIDDEN), views, tuple(range(len(views))))
+    clip = PooledClip(torch.zeros(len(views), TOKENS, HIDDEN), views, tuple(range(len(views))))
     asked = [QA("count", "How many objects are there now?", "two")]
     return BatchMaker(processor, model.config.video_token_id).batch([clip], [asked])
 
@@ -182,7 +182,7 @@ def test_a_tubelet_is_told_what_is_there_and_what_has_been(untrained):
 
 def test_names_in_text_are_told_which_object_they_mean(untrained):
     model, processor = untrained
-    clip = Clip(torch.zeros(1, TOKENS, HIDDEN), ((),), (0,))
+    clip = PooledClip(torch.zeros(1, TOKENS, HIDDEN), ((),), (0,))
     qas = [
         QA("ever", "Was there ever a red circle?", "no"),
         QA("describe", "What happened?", "a blue square came from above, then a red circle stood there"),
@@ -200,7 +200,7 @@ def test_names_in_text_are_told_what_could_be_asked_about_them(untrained):
     model, processor = untrained
     one, two, three, absent = Scene(4, 24.0, gap_s=2.0).visits[:4]
     views = ((at(one, 0.1),), (at(two, 0.5),), (at(two, 0.5), at(three, 0.9, motion="left")))
-    clip = Clip(torch.zeros(3, TOKENS, HIDDEN), views, (0, 1, 2))
+    clip = PooledClip(torch.zeros(3, TOKENS, HIDDEN), views, (0, 1, 2))
     qas = [QA("ever", f"Was there ever a {visit.name}?", "yes") for visit in (one, two, three, absent)]
     batch = BatchMaker(processor, model.config.video_token_id).batch([clip], [qas])
     named = (batch.text_targets[0] != IGNORE).nonzero()[:, 0]

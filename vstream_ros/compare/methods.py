@@ -23,9 +23,9 @@ import torch
 
 from vstream_ros.engine.timeline import Timeline
 from vstream_ros.engine.vision_cache import VisionCache
-from vstream_ros.memory.types import Clip, Tubelet
+from vstream_ros.memory.clip import Clip, Tubelet
 from vstream_ros.models.base import GenerationOptions, Segment
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 CHUNK_TUBELETS = 2
 """Four frames, as in the reference's incremental mode."""

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from vstream_ros.images import SizeRule
-from vstream_ros.memory import resize_rgb
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.images import SizeRule, resize_rgb
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.frames import Frame, Source
 from vstream_ros.replay.record import RecordOptions, record
-from vstream_ros.replay.report import frame_progress
-from vstream_ros.synthetic.questions import Facts, View, answer, readings
+from vstream_ros.replay.terminal import frame_progress
+from vstream_ros.synthetic.shapes_questions import Facts, View, answer, readings
 from vstream_ros.synthetic.shapes_world import Scene, Visit
-from vstream_ros.synthetic.tubelets import sightings
+from vstream_ros.synthetic.sightings import sightings
 
 CAMERA = (480, 640)
 """(height, width) of the recorded images."""

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vstream_ros.demo.processes import find_config, find_executable, require_running, running
 from vstream_ros.errors import ModelFailedError, NotReadyError, VStreamError
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.ask import Reply
 from vstream_ros.replay.sources import open_source
 

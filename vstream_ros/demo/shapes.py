@@ -16,9 +16,9 @@ from vstream_ros.demo.scene import happened, record_scene, scene_time_s, shown_v
 from vstream_ros.demo.session import TOPIC, Session, node_session, stamps_ns
 from vstream_ros.errors import NotReadyError
 from vstream_ros.replay.ask import Reply
-from vstream_ros.replay.report import printable
 from vstream_ros.replay.sources import open_source
-from vstream_ros.synthetic.questions import PHRASINGS, right
+from vstream_ros.replay.terminal import printable
+from vstream_ros.synthetic.shapes_questions import PHRASINGS, right
 from vstream_ros.synthetic.shapes_world import Scene
 
 SEED = 8_000_000_001

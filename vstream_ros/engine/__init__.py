@@ -1,9 +1,6 @@
 """Clip and question in, answer out. torch, no ROS; knows models only through their interface."""
 
-from vstream_ros.engine.config import EngineConfig
-from vstream_ros.engine.engine import DelayedBatchInferenceEngine
-from vstream_ros.engine.model_thread import PendingAnswer
-from vstream_ros.engine.types import (
+from vstream_ros.engine.answers import (
     Answer,
     AnswerMetrics,
     DeviceMemory,
@@ -11,6 +8,9 @@ from vstream_ros.engine.types import (
     ModelState,
     Question,
 )
+from vstream_ros.engine.engine import DelayedBatchInferenceEngine
+from vstream_ros.engine.engine_config import EngineConfig
+from vstream_ros.engine.model_thread import PendingAnswer
 
 __all__ = [
     "Answer",

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from vstream_ros.engine.config import EngineConfig
+from vstream_ros.engine.answers import Answer, AnswerMetrics, Question
+from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.segments import clip_segments
 from vstream_ros.engine.timeline import SyncReport, Timeline
 from vstream_ros.engine.timelines import Timelines
-from vstream_ros.engine.types import Answer, AnswerMetrics, Question
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.errors import InvalidRequestError, VStreamError
-from vstream_ros.memory.types import Clip
+from vstream_ros.memory.clip import Clip
 from vstream_ros.models.base import GenerationOptions, Prompt, VideoModel
 
 

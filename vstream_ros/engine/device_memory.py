@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from vstream_ros.engine.types import DeviceMemory
+from vstream_ros.engine.answers import DeviceMemory
 
 _CGROUP = Path("/sys/fs/cgroup")
 

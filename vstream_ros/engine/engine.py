@@ -3,61 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
-import torch
 
-from vstream_ros.engine.answerer import Interrupts
-from vstream_ros.engine.cameras import CameraMemories
-from vstream_ros.engine.config import EngineConfig
-from vstream_ros.engine.device_memory import is_out_of_memory, read_device_memory
+from vstream_ros.engine.answers import DeviceMemory, EngineStatus, ModelState, Question
+from vstream_ros.engine.asking import QuestionDesk
+from vstream_ros.engine.background import WorkAhead
+from vstream_ros.engine.camera_memories import CameraMemories
+from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
-from vstream_ros.engine.types import Answer, DeviceMemory, EngineStatus, ModelState, Question
-from vstream_ros.errors import (
-    BusyError,
-    CanceledError,
-    ConfigError,
-    InvalidRequestError,
-    NoFramesError,
-    OutOfMemoryError,
-    VStreamError,
-)
+from vstream_ros.engine.status import StatusBoard
+from vstream_ros.errors import BusyError, ConfigError, VStreamError
 from vstream_ros.memory import Clip, FrameStatus, MemoryConfig, Verdict
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.models.base import FrameSpec
 
 DEFAULT_CAMERA = "camera"
-NOTHING_TAKEN: tuple[float, tuple[Clip, ...], int] = (float("-inf"), (), -1)
-
-
-@dataclasses.dataclass
-class _Counters:
-    """Totals since the engine was made; over all threads."""
-
-    cache_hits: int = 0
-    cache_misses: int = 0
-    tokens_reused: int = 0
-    tokens_computed: int = 0
-    answers: int = 0
-    failures: int = 0
-    last_failure: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class _TimelineState:
-    """What the model's thread last published about its timeline, for other threads to read."""
-
-    tubelet_ids: tuple[int, ...] = ()
-    tokens: int = 0
-    nbytes: int = 0
-    features: int = 0
-    ahead_ids: tuple[int, ...] = ()
 
 
 class DelayedBatchInferenceEngine:
@@ -110,14 +76,14 @@ class DelayedBatchInferenceEngine:
             FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels),
         )
         self._host = ModelHost(model if isinstance(model, str) else "", self.config, self._cameras)
-        self._counters = _Counters()
-        self._counters_lock = threading.Lock()
-        self._timeline_state = _TimelineState()
+        self._board = StatusBoard(self.config, self._cameras, self._host)
         if model is not None and not isinstance(model, str):
             self._host.adopt(self._host.wrap(model, processor))
-        self._taken = NOTHING_TAKEN
-        """When the last question's clips were taken, the clips, and the epoch."""
-        self._thread = ModelThread(self._answer, self._background)
+        self._desk = QuestionDesk(
+            self._cameras, self._host, self._board, end_due_questions=lambda: self._thread.end_due_questions()
+        )
+        self._work_ahead = WorkAhead(self.config, self._cameras, self._host, self._board)
+        self._thread = ModelThread(self._desk.answer, self._work_ahead.step)
 
     def __enter__(self) -> DelayedBatchInferenceEngine:
         return self
@@ -142,7 +108,7 @@ class DelayedBatchInferenceEngine:
             try:
                 self._host.load(ticket)
             finally:
-                self._publish()
+                self._board.publish()
 
         return self._thread.run(load)
 
@@ -152,7 +118,7 @@ class DelayedBatchInferenceEngine:
 
         def free() -> None:
             self._host.free()
-            self._publish()
+            self._board.publish()
 
         return self._thread.run(free)
 
@@ -286,7 +252,7 @@ class DelayedBatchInferenceEngine:
         )
         pending = PendingAnswer(filled, deadline=now + timeout_s, arrived_at=now, on_text=on_text)
         try:
-            self._validate(filled)
+            self._desk.validate(filled)
             self._host.require()
             if not self._thread.submit(pending, self.config.max_queued_questions):
                 raise BusyError(
@@ -294,7 +260,7 @@ class DelayedBatchInferenceEngine:
                     "max_queued_questions"
                 )
         except VStreamError as error:
-            self._count_failure(error)
+            self._board.count_failure(error)
             pending.future.set_exception(error)
         return pending
 
@@ -302,196 +268,21 @@ class DelayedBatchInferenceEngine:
         """End every waiting and running question with ``CanceledError``."""
         self._thread.cancel_all(reason)
 
-    def _validate(self, question: Question) -> None:
-        if not question.text.strip():
-            raise InvalidRequestError("the question is empty; put a sentence into question")
-        if question.choices:
-            raise InvalidRequestError("choices are not supported yet; leave them empty and put them into the question")
-        if not 0.0 <= question.temperature <= 10.0:
-            raise InvalidRequestError(f"temperature must be in [0, 10], got {question.temperature}")
-        if question.timeout_s <= 0.0:
-            raise InvalidRequestError(f"timeout must be > 0 s, or 0 for the default, got {question.timeout_s}")
-        if question.end_ns and question.end_ns < question.start_ns:
-            raise InvalidRequestError("end_time lies before start_time; swap them")
-        self._cameras.require(question.cameras)
-        if len(set(question.cameras)) != len(question.cameras):
-            raise InvalidRequestError(f"cameras names one camera twice: {', '.join(question.cameras)}")
-
-    def _answer(self, pending: PendingAnswer) -> Answer:
-        """In the model's thread: take clip and epoch, answer, publish what the timeline now holds."""
-        try:
-            answer = self._compute(pending)
-        except VStreamError as error:
-            self._count_failure(error)
-            raise
-        except Exception as error:
-            if self._host.answerer is not None:
-                self._host.answerer.drop_caches()
-            if is_out_of_memory(error):
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                out_of_memory = OutOfMemoryError(
-                    "the device ran out of memory; lower max_pixels, star_memory_size or stream_window_size "
-                    "(the frames are kept, the caches were dropped)"
-                )
-                self._count_failure(out_of_memory)
-                raise out_of_memory from error
-            self._count_failure(error)
-            raise
-        finally:
-            self._publish()
-        self._count(answer)
-        return answer
-
-    def _compute(self, pending: PendingAnswer) -> Answer:
-        self._host.require()  # it may have been unloaded while the question waited
-        answerer = self._host.answerer
-        assert answerer is not None
-        question = pending.question
-        part = (question.cameras, question.start_ns, question.end_ns) if question.is_about_a_part else None
-        clips, epoch = self._take_clips(pending)
-        if not clips:
-            raise NoFramesError(self._why_no_frames(question))
-
-        def due() -> VStreamError | None:
-            self._thread.end_due_questions()
-            if self._cameras.epoch != epoch:
-                return CanceledError("the memory was cleared while the question was being answered; ask again")
-            return pending.due()
-
-        return answerer.answer(
-            clips,
-            question,
-            part=part,
-            arrived_at=pending.arrived_at,
-            interrupts=Interrupts(due, pending.on_text),
-        )
-
-    def _take_clips(self, pending: PendingAnswer) -> tuple[tuple[Clip, ...], int]:
-        """The clips of a question. Questions that waited together about all of memory share one set of clips, and so
-        one prefill: it was taken after the last of them came."""
-        question = pending.question
-        if question.is_about_a_part:
-            return self._cameras.clips(question.cameras, question.start_ns, question.end_ns)
-        taken_at, clips, epoch = self._taken
-        if pending.arrived_at >= taken_at or epoch != self._cameras.epoch or not clips:
-            taken_at = time.monotonic()
-            clips, epoch = self._cameras.clips()
-            self._taken = (taken_at, clips, epoch)
-        return clips, epoch
-
     def _drop_caches(self) -> None:
-        self._taken = NOTHING_TAKEN
+        self._desk.forget_clips()
         if self._host.answerer is not None:
             self._host.answerer.drop_caches()
-        self._publish()
-
-    def _background(self) -> float | None:
-        """In the model's thread: one step of at most one tubelet. Returns the pause before the next one."""
-        answerer, mode = self._host.answerer, self.config.background_encoding
-        if answerer is None or mode == "off":
-            return None
-        started = time.monotonic()
-        clips, next_clips = self._cameras.clips_ahead()
-        try:
-            worked = answerer.encode_ahead(clips) if mode == "vision" else answerer.prefill_ahead(clips, next_clips)
-        except Exception:
-            answerer.drop_caches()
-            raise
-        finally:
-            self._publish()
-        if not worked:
-            return None
-        return (time.monotonic() - started) * (1.0 / self.config.background_duty - 1.0)
-
-    def _why_no_frames(self, question: Question) -> str:
-        if question.start_ns or question.end_ns:
-            return "the memory holds no frame of that time range; ask about another one or without start_time, end_time"
-        names = ", ".join(question.cameras or self._cameras.names)
-        return f"no frame came yet from: {names}; check the image topics and the camera drivers"
-
-    def _count(self, answer: Answer) -> None:
-        counters, metrics = self._counters, answer.metrics
-        with self._counters_lock:
-            counters.answers += 1
-            counters.cache_hits += metrics.cache_hit
-            counters.cache_misses += not metrics.cache_hit
-            counters.tokens_reused += metrics.prompt_tokens_reused
-            counters.tokens_computed += metrics.prompt_tokens - metrics.prompt_tokens_reused
-
-    def _count_failure(self, error: Exception) -> None:
-        with self._counters_lock:
-            self._counters.failures += 1
-            self._counters.last_failure = f"{type(error).__name__}: {error}"
-
-    def _publish(self) -> None:
-        answerer = self._host.answerer
-        if answerer is None:
-            self._timeline_state = _TimelineState()
-        else:
-            timelines = answerer.timelines
-            held, ahead = timelines.current, timelines.ahead
-            self._timeline_state = _TimelineState(
-                held.tubelet_ids,
-                len(held),
-                timelines.nbytes,
-                answerer.vision.nbytes,
-                ahead.tubelet_ids if ahead is not None else (),
-            )
+        self._board.publish()
 
     # -- status ------------------------------------------------------------------------------------------------------
 
     def status(self) -> EngineStatus:
         """A snapshot for diagnostics; cheap."""
-        clips, epoch = self._cameras.clips()
-        wanted = {tubelet.id for clip in clips for tubelet in clip.tubelets}
-        timeline = self._timeline_state
-        held = set(timeline.tubelet_ids)
-        with self._counters_lock:
-            counters = dataclasses.asdict(self._counters)
-        model, state, error = self._host.describe()
-        return EngineStatus(
-            model=model,
-            model_state=state,
-            model_error=error,
-            cameras=self._cameras.status(),
-            clip_frames=sum(clip.frame_count for clip in clips),
-            timeline_tubelets=len(timeline.tubelet_ids),
-            timeline_tokens=timeline.tokens,
-            timeline_bytes=timeline.nbytes,
-            valid=bool(held) and held == wanted,
-            pending_tubelets=len(wanted - held),
-            ahead_pending_tubelets=self._behind_ahead(),
-            queued_questions=self._thread.questions,
-            memory_epoch=epoch,
-            announcements=self._cameras.announcements,
-            **counters,
-        )
-
-    def _behind_ahead(self) -> int:
-        if self.config.background_encoding != "full":
-            return 0
-        _, next_clips = self._cameras.clips_ahead()
-        return len({t.id for clip in next_clips for t in clip.tubelets} - set(self._timeline_state.ahead_ids))
+        return self._board.status(self._thread.questions)
 
     def device_memory(self) -> list[DeviceMemory]:
         """Bytes per device, and how they are shared between weights, frames, features and KV cache."""
-        answerer, timeline = self._host.answerer, self._timeline_state
-        host = torch.device("cpu")
-        weights = {} if answerer is None else answerer.model.weight_bytes_by_device
-        compute = host if answerer is None else answerer.model.device
-        features = host if answerer is None else answerer.vision.device
-        frames = sum(camera.nbytes for camera in self._cameras.status())
-        return [
-            dataclasses.replace(
-                read_device_memory(device),
-                model=weights.get(device, 0),
-                frames=frames if device == host else 0,
-                features=timeline.features if device == features else 0,
-                kv_cache=timeline.nbytes if device == compute else 0,
-            )
-            for device in dict.fromkeys([compute, *weights, features, host])
-        ]
+        return self._board.device_memory()
 
     def close(self) -> None:
         """Cancel the questions and end the model's thread."""

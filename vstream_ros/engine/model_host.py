@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from vstream_ros.engine.answerer import ClipAnswerer
-from vstream_ros.engine.cameras import CameraMemories
-from vstream_ros.engine.config import EngineConfig
-from vstream_ros.engine.types import ModelState
+from vstream_ros.engine.answers import ModelState
+from vstream_ros.engine.camera_memories import CameraMemories
+from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.errors import ConfigError, ModelFailedError, NotReadyError, VStreamError
 from vstream_ros.models.base import VideoModel
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from vstream_ros.engine.types import Answer, Question
+from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.errors import CanceledError, QuestionTimeoutError, VStreamError
 
 logger = logging.getLogger(__name__)

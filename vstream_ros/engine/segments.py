@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from vstream_ros.memory.types import NANOSECONDS, Clip
+from vstream_ros.memory.clip import NANOSECONDS, Clip
 from vstream_ros.models.base import Segment
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vstream_ros.memory.types import Tubelet
+from vstream_ros.memory.clip import Tubelet
 from vstream_ros.models.base import TubeletFeatures, VideoModel
 
 

@@ -1,9 +1,8 @@
 """Frames in, a bounded clip out. numpy and OpenCV; no torch, no rclpy."""
 
-from vstream_ros.memory.config import SELECTION_METHODS, MemoryConfig
+from vstream_ros.memory.clip import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Tubelet, Verdict
 from vstream_ros.memory.manager import SmartFrameManager
-from vstream_ros.memory.resize import resize_rgb
-from vstream_ros.memory.types import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Tubelet, Verdict
+from vstream_ros.memory.memory_config import SELECTION_METHODS, MemoryConfig
 
 __all__ = [
     "NANOSECONDS",
@@ -15,5 +14,4 @@ __all__ = [
     "SmartFrameManager",
     "Tubelet",
     "Verdict",
-    "resize_rgb",
 ]

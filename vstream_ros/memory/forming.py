@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vstream_ros.memory.types import Tubelet
+from vstream_ros.memory.clip import Tubelet
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from vstream_ros.errors import ConfigError
-from vstream_ros.memory.config import MemoryConfig
-from vstream_ros.memory.resize import resize_rgb
+from vstream_ros.images.resize import resize_rgb
+from vstream_ros.memory.memory_config import MemoryConfig
 
 Embed = Callable[[np.ndarray], np.ndarray]
 """From a frame, (H, W, 3) uint8 RGB, to a vector of any length that is the same for every frame."""

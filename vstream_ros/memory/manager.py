@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from vstream_ros.errors import ConfigError, FrameError
-from vstream_ros.memory.config import MemoryConfig
+from vstream_ros.images.resize import check_image
+from vstream_ros.memory.clip import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Tubelet, Verdict
 from vstream_ros.memory.forming import ScoredFrame, TubeletFormer
 from vstream_ros.memory.importance import Embed, FrameScorer, Score
-from vstream_ros.memory.resize import check_image
+from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.sampling import Sampler
 from vstream_ros.memory.store import StarStream
-from vstream_ros.memory.types import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Tubelet, Verdict
 
 MAX_CLEAR_REASONS = 16
 """Different reasons that are counted apart; a memory that runs for ever must not collect texts."""

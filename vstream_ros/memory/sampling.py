@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from vstream_ros.memory.types import NANOSECONDS, Verdict
+from vstream_ros.memory.clip import NANOSECONDS, Verdict
 
 DEFAULT_PERIOD_S = 0.5
 """Taken for the spacing of frames that are kept as they come, until a second frame shows what it is."""

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Container, Iterable
 from dataclasses import replace
 
-from vstream_ros.memory.types import Tubelet
+from vstream_ros.memory.clip import Tubelet
 
 
 class StarStream:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vstream_ros.errors import FrameError
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from vstream_ros.errors import ConfigError, ModelFailedError
-from vstream_ros.models.qwen import QwenVideoModel
-from vstream_ros.models.qwen2_5_vl import Qwen25VideoModel
-from vstream_ros.models.qwen2_vl import Qwen2VideoModel
-from vstream_ros.models.qwen3_vl import Qwen3VideoModel
+from vstream_ros.models.qwen.qwen2_5_vl import Qwen25VideoModel
+from vstream_ros.models.qwen.qwen2_vl import Qwen2VideoModel
+from vstream_ros.models.qwen.qwen3_vl import Qwen3VideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 FAMILIES: dict[str, type[QwenVideoModel]] = {
     "qwen2_vl": Qwen2VideoModel,

@@ -10,7 +10,7 @@ from builtin_interfaces.msg import Duration, Time
 
 from vstream_ros.engine import Answer, DeviceMemory, EngineStatus, Question
 from vstream_ros.errors import InvalidRequestError, VStreamError
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.msg import CacheStatus, CameraStatus, VramStatus
 from vstream_ros.srv import AskVideo
 

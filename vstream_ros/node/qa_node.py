@@ -18,9 +18,9 @@ from std_srvs.srv import Trigger
 from vstream_ros.engine import DelayedBatchInferenceEngine, ModelState
 from vstream_ros.errors import ConfigError, NotReadyError, VStreamError
 from vstream_ros.node.callbacks import RosLogHandler, guarded, in_executor
-from vstream_ros.node.cameras import CameraSubscription
+from vstream_ros.node.camera_subscription import CameraSubscription
 from vstream_ros.node.parameters import Parameters
-from vstream_ros.node.questions import QuestionServer
+from vstream_ros.node.question_server import QuestionServer
 from vstream_ros.node.settings import Settings
 from vstream_ros.node.status import StatusPublisher
 

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vstream_ros import DEFAULT_MODEL
 from vstream_ros.engine import EngineConfig
 from vstream_ros.errors import ConfigError
-from vstream_ros.memory.config import MemoryConfig
+from vstream_ros.memory.memory_config import MemoryConfig
 
-DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 TRANSPORTS = ("raw", "compressed")
 RELIABILITIES = ("auto", "reliable", "best_effort")
 INT_MAX = 2**31 - 1

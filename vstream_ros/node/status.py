@@ -12,7 +12,7 @@ from vstream_ros.engine import DelayedBatchInferenceEngine
 from vstream_ros.msg import CacheStatus, VramStatus
 from vstream_ros.node import diagnostics
 from vstream_ros.node.callbacks import guarded
-from vstream_ros.node.cameras import CameraSubscription
+from vstream_ros.node.camera_subscription import CameraSubscription
 from vstream_ros.node.messages import CameraCounts, cache_status, vram_statuses
 from vstream_ros.node.settings import Settings
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vstream_ros.errors import FrameError, VStreamError
-from vstream_ros.memory.types import Verdict
+from vstream_ros.memory.clip import Verdict
 from vstream_ros.replay.frames import Source
 
 if TYPE_CHECKING:

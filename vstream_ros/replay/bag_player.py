@@ -26,11 +26,11 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
 from vstream_ros.errors import ConfigError, InvalidRequestError, VStreamError
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, BagSource
 from vstream_ros.replay.playback import Pacer, Prefetcher, ScheduledFrame, restamped
-from vstream_ros.replay.report import frame_progress
 from vstream_ros.replay.sources import is_bag, open_source
+from vstream_ros.replay.terminal import frame_progress
 
 MESSAGE_CLASSES = {IMAGE: Image, COMPRESSED_IMAGE: CompressedImage}
 CLOCK_PERIOD_S = 0.005

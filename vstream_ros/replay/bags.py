@@ -14,7 +14,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from vstream_ros.errors import InvalidRequestError
 from vstream_ros.images import SizeRule, decode_compressed, decode_image
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.frames import Frame, Source
 
 IMAGE = "sensor_msgs/msg/Image"

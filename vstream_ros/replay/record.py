@@ -16,7 +16,7 @@ from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, TYPES
 from vstream_ros.replay.frames import Source
 from vstream_ros.replay.sources import is_bag, open_source

@@ -15,9 +15,8 @@ import av
 import numpy as np
 
 from vstream_ros.errors import FrameError, InvalidRequestError
-from vstream_ros.images import SizeRule
-from vstream_ros.memory.resize import resize_rgb
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.images import SizeRule, resize_rgb
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.frames import Frame, Source
 
 VIDEO_TOPIC = "video"

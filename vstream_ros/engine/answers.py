@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
-from vstream_ros.memory.types import MemoryStatus
+from vstream_ros.memory.clip import MemoryStatus
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from vstream_ros.synthetic.questions import corpus
+from training.tiny_config import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, TEMPORAL_PATCH, TEXT, VISION
 from vstream_ros.synthetic.random_model import QWEN2_TEMPLATE, SPECIAL_TOKENS, vision_token_ids
-from vstream_ros.synthetic.tiny_config import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, TEMPORAL_PATCH, TEXT, VISION
+from vstream_ros.synthetic.shapes_questions import corpus
 
 VOCABULARY = 640
 """At most, without the special tokens: bytes, words of the shapes world and of the template. An answer of one word is

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vstream_ros.synthetic.shapes_world import COLOURS, OPPOSITE, SHAPES, Visit, all_names
-from vstream_ros.synthetic.tubelets import GLIMPSED, SEEN, Sighting
+from vstream_ros.synthetic.sightings import GLIMPSED, SEEN, Sighting
 
 View = tuple[Sighting, ...]
 """What one tubelet shows."""

@@ -1,6 +1,6 @@
 """Qwen2-VL: temporal positions count tubelets; there is no time in the prompt."""
 
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 
 class Qwen2VideoModel(QwenVideoModel):

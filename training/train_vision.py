@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from vstream_ros.synthetic.parallel import in_processes
+from training.parallel import in_processes
+from training.tiny_config import CELLS, FRAME_SIZE, HIDDEN, TOKENS
+from training.tower import encode_tubelets
 from vstream_ros.synthetic.shapes_world import COLOURS, COUNTABLE, OPPOSITE, PLACES, SHAPES, Scene
-from vstream_ros.synthetic.tiny_config import CELLS, FRAME_SIZE, HIDDEN, TOKENS
-from vstream_ros.synthetic.tower import encode_tubelets
-from vstream_ros.synthetic.tubelets import GLIMPSED, SEEN, Sighting, camera_frame, sightings
+from vstream_ros.synthetic.sightings import GLIMPSED, SEEN, Sighting, camera_frame, sightings
 
 MOTIONS = ("left", "right", "up", "down", "nowhere")
 TARGETS = {"state": 3, "colour": len(COLOURS), "shape": len(SHAPES), "motion": len(MOTIONS), "place": len(PLACES)}

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, TYPES
 
 MILLISECOND = 1_000_000

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import nn
 
-from vstream_ros.models.forwards import replaced_forwards
+from vstream_ros.models.kernels.forwards import replaced_forwards
 
 FEWEST, TILE = 7, 16
 """Rows: from the first on it pays to fill up to the second."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vstream_ros.models.base import Segment
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 
 class Qwen25VideoModel(QwenVideoModel):

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from vstream_ros.errors import FrameError
-from vstream_ros.memory.resize import resize_rgb
+from vstream_ros.images.resize import resize_rgb
 
 Size = tuple[int, int]
 """(height, width)"""

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from training.parallel import in_processes
+from training.tiny_config import FRAME_SIZE
+from training.tower import encode_tubelets
+from training.train_vision import CAMERAS, save_atomically
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.memory.store import StarStream
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
-from vstream_ros.synthetic.parallel import in_processes
-from vstream_ros.synthetic.questions import View
+from vstream_ros.synthetic.shapes_questions import View
 from vstream_ros.synthetic.shapes_world import MAX_VISITS, Scene
-from vstream_ros.synthetic.tiny_config import FRAME_SIZE
-from vstream_ros.synthetic.tower import encode_tubelets
-from vstream_ros.synthetic.train_vision import CAMERAS, save_atomically
-from vstream_ros.synthetic.tubelets import camera_frame, sightings
+from vstream_ros.synthetic.sightings import camera_frame, sightings
 
 CAMERA_SHARE = 0.04
 """Of the scenes are drawn as large as a camera's and scaled down by the node's own resize: 20 times the work."""
@@ -26,7 +26,7 @@ FRAME_GAP_S, TUBELET_S = 0.5, 1.0
 
 
 @dataclass(frozen=True)
-class Clip:
+class PooledClip:
     """Features and truth of some tubelets in time order."""
 
     features: torch.Tensor
@@ -35,9 +35,9 @@ class Clip:
     seconds: tuple[int, ...]
     """When each tubelet begins."""
 
-    def part(self, kept: Sequence[int]) -> Clip:
+    def part(self, kept: Sequence[int]) -> PooledClip:
         """The tubelets of these numbers."""
-        return Clip(self.features[kept], tuple(self.views[k] for k in kept), tuple(self.seconds[k] for k in kept))
+        return PooledClip(self.features[kept], tuple(self.views[k] for k in kept), tuple(self.seconds[k] for k in kept))
 
     @property
     def names(self) -> set[str]:
@@ -45,14 +45,14 @@ class Clip:
         return {sighting.visit.name for view in self.views for sighting in view}
 
 
-def join(clips: Sequence[Clip], gaps_s: Sequence[int]) -> Clip:
+def join(clips: Sequence[PooledClip], gaps_s: Sequence[int]) -> PooledClip:
     """One clip of several, the next beginning ``gaps_s`` seconds after the last tubelet of the one before."""
     seconds: list[int] = []
     for clip, gap_s in zip(clips, [0, *gaps_s], strict=True):
         start = seconds[-1] + gap_s if seconds else 0
         seconds += [start + s - clip.seconds[0] for s in clip.seconds]
     views = tuple(view for clip in clips for view in clip.views)
-    return Clip(torch.cat([clip.features for clip in clips]), views, tuple(seconds))
+    return PooledClip(torch.cat([clip.features for clip in clips]), views, tuple(seconds))
 
 
 def remembered(scene: Scene, end_s: int, rng: np.random.Generator) -> list[int]:
@@ -88,7 +88,7 @@ def draw_scene(seed: int, long: bool) -> tuple[np.ndarray, tuple[View, ...], tup
     return frames, tuple(sightings(scene, *pair) for pair in times), tuple(seconds)
 
 
-def _thinned(clip: Clip, tubelets: int, rng: np.random.Generator) -> Clip:
+def _thinned(clip: PooledClip, tubelets: int, rng: np.random.Generator) -> PooledClip:
     """What a smaller memory might hold: the first tubelet, the newest ones, and any of those between.
 
     The moment is one of the last that leave enough to choose from; what was far apart may have been nearer.
@@ -99,7 +99,7 @@ def _thinned(clip: Clip, tubelets: int, rng: np.random.Generator) -> Clip:
     thin = clip.part([0, *sorted(map(int, between)), *range(end - newest, end)])
     gaps = np.diff(thin.seconds)
     gaps[gaps > 1] = np.maximum(gaps[gaps > 1] * rng.uniform(0.5, 1.0), 1)
-    return Clip(thin.features, thin.views, (0, *np.cumsum(gaps).tolist()))
+    return PooledClip(thin.features, thin.views, (0, *np.cumsum(gaps).tolist()))
 
 
 class FeaturePool:
@@ -109,8 +109,8 @@ class FeaturePool:
         """``tower``: trained; it is only read."""
         self._tower = tower
         self._seed = seed * 1_000_003 + 500_000_000
-        self.dense: list[Clip] = []
-        self.long: list[Clip] = []
+        self.dense: list[PooledClip] = []
+        self.long: list[PooledClip] = []
 
     @torch.no_grad()
     def grow(self, dense: int, long: int, report: Callable[[], None]) -> None:
@@ -119,7 +119,7 @@ class FeaturePool:
         for (_, is_long), (frames, views, seconds) in zip(
             calls, in_processes(draw_scene, calls, processes=2), strict=True
         ):
-            clip = Clip(encode_tubelets(self._tower, frames), views, seconds)
+            clip = PooledClip(encode_tubelets(self._tower, frames), views, seconds)
             (self.long if is_long else self.dense).append(clip)
             report()
 
@@ -134,7 +134,7 @@ class FeaturePool:
         self.grow(dense, long, report)
         save_atomically({"dense": self.dense, "long": self.long}, path)
 
-    def clip(self, tubelets: int, rng: np.random.Generator, long_share: float) -> Clip:
+    def clip(self, tubelets: int, rng: np.random.Generator, long_share: float) -> PooledClip:
         """A random clip of exactly ``tubelets`` tubelets.
 
         A piece of one scene, what memory holds of a long one, or pieces of several scenes whose objects all differ,
@@ -145,7 +145,7 @@ class FeaturePool:
             clip = self.long[int(rng.integers(len(self.long)))]
             if len(clip.views) >= tubelets:
                 return _thinned(clip, tubelets, rng)
-        pieces: list[Clip] = []
+        pieces: list[PooledClip] = []
         names: set[str] = set()
         left = tubelets
         for _ in range(40):

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from vstream_ros.compare.methods import MethodResult
-from vstream_ros.replay.report import mebibytes, printable, seconds
+from vstream_ros.replay.terminal import mebibytes, printable, seconds
 
 COLUMNS = (
     ("while streaming", lambda r: seconds(r.streaming_s) if r.streaming_s else "–"),

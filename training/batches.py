@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from vstream_ros.synthetic.feature_pool import FRAME_GAP_S, Clip
-from vstream_ros.synthetic.questions import (
+from training.feature_pool import FRAME_GAP_S, PooledClip
+from training.tiny_config import CELLS, TOKENS, TOKENS_PER_SECOND
+from training.train_vision import IGNORE, MOTIONS, token_at, token_of
+from vstream_ros.synthetic.shapes_questions import (
     NONE,
     QA,
     Running,
@@ -25,9 +27,7 @@ from vstream_ros.synthetic.questions import (
     running,
 )
 from vstream_ros.synthetic.shapes_world import DIRECTIONS, MAX_SPEED, MAX_VISITS, PLACES, all_names
-from vstream_ros.synthetic.tiny_config import CELLS, TOKENS, TOKENS_PER_SECOND
-from vstream_ros.synthetic.train_vision import IGNORE, MOTIONS, token_at, token_of
-from vstream_ros.synthetic.tubelets import Sighting
+from vstream_ros.synthetic.sightings import Sighting
 
 NAMES = all_names()
 IDENTITIES = 1 + len(NAMES)
@@ -126,7 +126,7 @@ class BatchMaker:
             self._cache[text] = self._ids(text)
         return self._cache[text]
 
-    def batch(self, clips: Sequence[Clip], questions: Sequence[Sequence[QA]]) -> Batch:
+    def batch(self, clips: Sequence[PooledClip], questions: Sequence[Sequence[QA]]) -> Batch:
         """``clips`` of equal length, each with its questions."""
         rows, columns = CELLS
         tokens, tubelets = rows * columns, len(clips[0].views)
@@ -193,7 +193,7 @@ class BatchMaker:
         return ids, owner, targets, weights, offsets
 
 
-def _tubelet_labels(clip: Clip, states: Sequence[Running]) -> dict[int, list[list[int]]]:
+def _tubelet_labels(clip: PooledClip, states: Sequence[Running]) -> dict[int, list[list[int]]]:
     """By decoder layer, by tubelet: classes of ``TUBELET_TARGETS``."""
     labels: dict[int, list[list[int]]] = {layer: [] for layer in TUBELET_TARGETS}
     for view, state in zip(clip.views, states, strict=True):
@@ -207,7 +207,7 @@ def _tubelet_labels(clip: Clip, states: Sequence[Running]) -> dict[int, list[lis
     return labels
 
 
-def _token_labels(clip: Clip, states: Sequence[Running]) -> dict[int, np.ndarray]:
+def _token_labels(clip: PooledClip, states: Sequence[Running]) -> dict[int, np.ndarray]:
     """By decoder layer: classes of ``TOKEN_TARGETS``, (video tokens,) int64."""
     identity = np.full((len(states), TOKENS), NOTHING)
     novelty = np.full((len(states), TOKENS), NOTHING)
@@ -242,7 +242,7 @@ def _seen_labels(states: Sequence[Running]) -> np.ndarray:
     return labels
 
 
-def _fact_labels(clip: Clip, identities: Sequence[int]) -> list[list[int]]:
+def _fact_labels(clip: PooledClip, identities: Sequence[int]) -> list[list[int]]:
     """For each token of the questions, of which identity or IGNORE is given: as ``Batch.fact_targets``."""
     facts = readings(clip.views)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vstream_ros.errors import FrameError
-from vstream_ros.memory import resize_rgb
+from vstream_ros.images import resize_rgb
 
 
 @given(

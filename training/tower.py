@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from vstream_ros.models.forwards import replaced_forwards
-from vstream_ros.models.patch_embedding import linear_patch_embedding
-from vstream_ros.synthetic.tiny_config import MERGE, PATCH
+from training.tiny_config import MERGE, PATCH
+from vstream_ros.models.kernels.forwards import replaced_forwards
+from vstream_ros.models.kernels.patch_embedding import linear_patch_embedding
 
 
 def patchify(frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

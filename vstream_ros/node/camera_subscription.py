@@ -20,7 +20,7 @@ except ImportError:  # Humble
 from vstream_ros.engine import DelayedBatchInferenceEngine
 from vstream_ros.errors import FrameError
 from vstream_ros.images import decode_compressed, decode_image
-from vstream_ros.memory.types import Verdict
+from vstream_ros.memory.clip import Verdict
 from vstream_ros.node.callbacks import guarded
 from vstream_ros.node.diagnostics import CameraReport
 from vstream_ros.node.messages import to_ns

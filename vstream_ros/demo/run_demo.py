@@ -22,9 +22,9 @@ from rich.table import Table
 from vstream_ros.demo.processes import find_config, find_executable
 from vstream_ros.demo.session import TOPIC, fields_of, node_session, print_tail
 from vstream_ros.errors import InvalidRequestError
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.ask import Reply
-from vstream_ros.replay.report import mebibytes, metrics_table, print_reply
+from vstream_ros.replay.terminal import mebibytes, metrics_table, print_reply
 
 if TYPE_CHECKING:
     from vstream_ros.demo.client import DemoClient

@@ -1,4 +1,4 @@
-"""Training of vstream-tiny from nothing: ``python -m vstream_ros.synthetic.train --out FOLDER``.
+"""Training of vstream-tiny from nothing: ``python -m training.train --out FOLDER``.
 
 Two stages, each of which goes on where it was interrupted; a third run finds all done and writes the checkpoint again.
 The state of the training stands in ``FOLDER/training``, the checkpoint in ``FOLDER``. CPU only, seeds fixed.
@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vstream_ros.synthetic.feature_pool import FeaturePool
-from vstream_ros.synthetic.tiny_model import make_model, write_checkpoint
-from vstream_ros.synthetic.train_language import LanguagePlan, measure_language, train_language
-from vstream_ros.synthetic.train_vision import VisionPlan, train_vision
+from training.feature_pool import FeaturePool
+from training.tiny_model import make_model, write_checkpoint
+from training.train_language import LanguagePlan, measure_language, train_language
+from training.train_vision import VisionPlan, train_vision
 
 POOL_SEED, HELD_OUT_SEED = 7, 8
 DENSE_SCENES, LONG_SCENES = 3000, 3000

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vstream_ros.memory import resize_rgb
+from vstream_ros.images import resize_rgb
 from vstream_ros.synthetic.shapes_world import Scene, Visit
 
 SEEN, GLIMPSED = 0.6, 0.15

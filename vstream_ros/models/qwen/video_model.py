@@ -22,13 +22,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.video_utils import VideoMetadata
 
 from vstream_ros.errors import ModelFailedError
-from vstream_ros.memory.types import NANOSECONDS, Tubelet
-from vstream_ros.models.attention import grouped_attention
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.base import FrameSpec, GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.generation import run_generate
-from vstream_ros.models.kv_cache import SPARE_TOKENS, GrowingLayer
-from vstream_ros.models.padded_linear import paddable, padded_linears
-from vstream_ros.models.patch_embedding import linear_patch_embedding
+from vstream_ros.models.kernels.attention import grouped_attention
+from vstream_ros.models.kernels.kv_cache import SPARE_TOKENS, GrowingLayer
+from vstream_ros.models.kernels.padded_linear import paddable, padded_linears
+from vstream_ros.models.kernels.patch_embedding import linear_patch_embedding
 
 _ZERO_WIDTH_SPACE = "\u200b"
 PREFIXES = 4

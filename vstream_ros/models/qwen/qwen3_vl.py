@@ -8,7 +8,7 @@ from typing import Any
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from vstream_ros.models.base import TubeletFeatures
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 
 class Qwen3VideoModel(QwenVideoModel):

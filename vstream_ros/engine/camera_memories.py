@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
-from vstream_ros.memory import Clip, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager, Verdict, resize_rgb
-from vstream_ros.memory.types import NANOSECONDS
+from vstream_ros.images import resize_rgb
+from vstream_ros.memory import Clip, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager, Verdict
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.models.base import FrameSpec
 
 logger = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from vstream_ros.compare.comparison import Comparison
 from vstream_ros.compare.methods import run_methods
-from vstream_ros.compare.report import Comparison
 from vstream_ros.engine.device_memory import is_out_of_memory
 from vstream_ros.errors import NoFramesError, OutOfMemoryError
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager, Verdict
-from vstream_ros.models.qwen import QwenVideoModel
+from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.replay.frames import Source
 
 

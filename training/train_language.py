@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vstream_ros.synthetic.batches import (
+from training.batches import (
     AUX_LAYERS,
     FACTS,
     FACTS_LAYER,
@@ -30,10 +30,10 @@ from vstream_ros.synthetic.batches import (
     Batch,
     BatchMaker,
 )
-from vstream_ros.synthetic.feature_pool import FeaturePool
-from vstream_ros.synthetic.questions import KINDS, ask, ask_all, readings
-from vstream_ros.synthetic.tiny_config import HIDDEN, TOKENS
-from vstream_ros.synthetic.train_vision import save_atomically, schedule
+from training.feature_pool import FeaturePool
+from training.tiny_config import HIDDEN, TOKENS
+from training.train_vision import save_atomically, schedule
+from vstream_ros.synthetic.shapes_questions import KINDS, ask, ask_all, readings
 
 HARD = ("before", "after", "total", "describe", "last", "ever")
 """Kinds that take the longest to learn; asked twice as often."""

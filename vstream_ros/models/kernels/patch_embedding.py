@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from vstream_ros.models.forwards import replaced_forwards
+from vstream_ros.models.kernels.forwards import replaced_forwards
 
 
 def linear_patch_embedding(projection: torch.nn.Module) -> AbstractContextManager[None]:

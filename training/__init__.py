@@ -1,0 +1,1 @@
+"""Training of vstream-tiny. Not part of what a robot installs."""
