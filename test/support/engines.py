@@ -1,0 +1,43 @@
+"""What tests of the engine share: frames for it, a hold on its thread, and the error that a question ended with."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from benchmarks.equality import random_frame
+from vstream_ros import errors
+from vstream_ros.engine import Answer, DelayedBatchInferenceEngine
+
+
+def feed(engine: DelayedBatchInferenceEngine, count: int, start: int = 0, camera: str | None = None) -> None:
+    """``count`` random frames from frame ``start`` on, half a second apart."""
+    rng = np.random.default_rng(start)
+    for k in range(start, start + count):
+        engine.add_frame(random_frame(rng, 60, 80), k / 2, camera=camera)
+
+
+def fails_with(future: Future[Answer], error: type[errors.VStreamError]) -> errors.VStreamError:
+    """The error of exactly this type that the question ends with."""
+    with pytest.raises(error) as caught:
+        future.result(timeout=60)
+    assert type(caught.value) is error
+    return caught.value
+
+
+class Gate:
+    """Holds the model's thread at the first token of an answer until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self._open = threading.Event()
+
+    def __call__(self, text: str, tokens: int) -> None:
+        self.reached.set()
+        assert self._open.wait(60)
+
+    def open(self) -> None:
+        self._open.set()
