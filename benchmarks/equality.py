@@ -151,8 +151,8 @@ def control_stale_feature(
 ) -> Generated:
     """One tubelet's features are those of other pixels."""
     answerer.drop_caches()
-    clip = clips[int(rng.integers(len(clips)))]
-    victim = clip.tubelets[int(rng.integers(len(clip)))]
+    kept = [t for clip in clips for t in clip.tubelets if not t.provisional]  # features of others are never stored
+    victim = kept[int(rng.integers(len(kept)))]
     other = dataclasses.replace(victim, frames=np.ascontiguousarray(255 - victim.frames[:, ::-1]))
     answerer.vision.features([other])  # stored under the victim's id
     return cached_answer(answerer, clips, question)
@@ -181,7 +181,7 @@ def control_kept_after_eviction(
     for layer in timeline.cache.layers:
         layer.keys = torch.cat([layer.keys[..., :start, :], layer.keys[..., end:, :]], dim=-2)
         layer.values = torch.cat([layer.values[..., :start, :], layer.values[..., end:, :]], dim=-2)
-    timeline._hold(after, after.prefix_length)
+    timeline._record(after, after.prefix_length)
     timeline.check_integrity()
     return cached_answer(answerer, clips, question)
 

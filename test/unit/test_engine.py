@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import pytest
 import torch
 
 from benchmarks.equality import compare, native_answer, random_frame, recorded_logits
+from support.engines import Gate, fails_with, feed
 from vstream_ros import errors
-from vstream_ros.engine import Answer, DelayedBatchInferenceEngine, ModelState, Question
+from vstream_ros.engine import DelayedBatchInferenceEngine, ModelState, Question
 from vstream_ros.memory import MemoryConfig, Verdict
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import random_model, write_random_checkpoint
@@ -33,34 +33,6 @@ def engine(loaded: tuple[Any, Any]) -> Iterator[DelayedBatchInferenceEngine]:
         model=model, processor=processor, device="cpu", max_pixels=84 * 112, max_new_tokens=8, scene_threshold=1.0
     ) as made:
         yield made
-
-
-def feed(engine: DelayedBatchInferenceEngine, count: int, start: int = 0, camera: str | None = None) -> None:
-    rng = np.random.default_rng(start)
-    for k in range(start, start + count):
-        engine.add_frame(random_frame(rng, 60, 80), k / 2, camera=camera)
-
-
-def fails_with(future: Future[Answer], error: type[errors.VStreamError]) -> errors.VStreamError:
-    with pytest.raises(error) as caught:
-        future.result(timeout=60)
-    assert type(caught.value) is error
-    return caught.value
-
-
-class Gate:
-    """Holds the model's thread at the first token of an answer until it is opened."""
-
-    def __init__(self) -> None:
-        self.reached = threading.Event()
-        self._open = threading.Event()
-
-    def __call__(self, text: str, tokens: int) -> None:
-        self.reached.set()
-        assert self._open.wait(60)
-
-    def open(self) -> None:
-        self._open.set()
 
 
 def test_the_reference_example(loaded: tuple[Any, Any]) -> None:
@@ -332,7 +304,7 @@ def test_clearing_forgets_also_what_was_computed(engine: DelayedBatchInferenceEn
         while engine.device_memory()[0].kv_cache or engine.device_memory()[0].features:
             assert time.monotonic() < deadline
             time.sleep(0.005)
-        assert engine._desk._taken[1] == ()
+        assert engine._desk._shared.clips == ()
         engine.clear("between")
 
 

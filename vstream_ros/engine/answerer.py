@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Hashable, Sequence
+import traceback
+from collections.abc import Callable, Hashable, Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,9 +18,11 @@ from vstream_ros.engine.segments import clip_segments
 from vstream_ros.engine.timeline import SyncReport, Timeline
 from vstream_ros.engine.timelines import Timelines
 from vstream_ros.engine.vision_cache import VisionCache
-from vstream_ros.errors import InvalidRequestError, VStreamError
+from vstream_ros.errors import CanceledError, InvalidRequestError, QuestionTimeoutError, VStreamError
 from vstream_ros.memory.clip import Clip
 from vstream_ros.models.base import GenerationOptions, Prompt, VideoModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,10 +54,23 @@ class _Decoding:
             self.first_token_at = time.monotonic()
         self.token_ids.append(token_id)
         self.log_probability += log_probability
-        if self.interrupts.on_text is not None:
-            self.interrupts.on_text(self.model.decode_text(self.token_ids), len(self.token_ids))
-        self.stopped_by = self.interrupts.check()
+        self.stopped_by = self._tell() or self.interrupts.check()
         return self.stopped_by is not None
+
+    def _tell(self) -> VStreamError | None:
+        """Call ``on_text``. What it raises must not pass through the model's call, which would cost the cache."""
+        if self.interrupts.on_text is None:
+            return None
+        text = self.model.decode_text(self.token_ids)
+        try:
+            self.interrupts.on_text(text, len(self.token_ids))
+        except Exception as error:
+            logger.exception("on_text raised; its question ends")
+            what = traceback.format_exception_only(error)[-1].strip()
+            failed = VStreamError(f"the caller's on_text raised {what}; the log has the traceback")
+            failed.__cause__ = error
+            return failed
+        return None
 
     @property
     def confidence(self) -> float:
@@ -71,7 +88,9 @@ class ClipAnswerer:
         features_device = torch.device("cpu") if config.features_device == "cpu" else model.device
         self.vision = VisionCache(model, config.features_max_bytes, features_device)
         self.timelines = Timelines(
-            lambda: Timeline(model, self.vision, config.prefill_chunk_tubelets), config.forks_max_bytes
+            lambda: Timeline(model, self.vision, config.prefill_chunk_tubelets),
+            config.forks_max_bytes,
+            config.max_forks,
         )
         self._encoded_ahead: set[int] = set()
         """Tubelets whose features were computed before a question: not again, should the cache have dropped them."""
@@ -102,6 +121,7 @@ class ClipAnswerer:
         Raises:
             InvalidRequestError: prompt and answer would not fit into the model's context.
             VStreamError: whatever ``interrupts`` says; its ``answer`` then holds the text so far.
+            Exception: whatever the model raises; the KV cache that it was working on is then emptied.
         """
         started = time.monotonic()
         arrived_at = started if arrived_at is None else arrived_at
@@ -118,6 +138,11 @@ class ClipAnswerer:
         options = GenerationOptions(question.max_new_tokens, question.temperature, seed, decoding.on_token)
         try:
             report = timeline.answer(prompt, options, interrupts.raise_if_due)
+        except (CanceledError, QuestionTimeoutError):
+            raise  # between two calls of the model: what is held is whole
+        except Exception:
+            timeline.reset()  # it holds what every layer holds, but what a failing model wrote there is not known
+            raise
         finally:
             timelines.shrink()
         text = self.model.decode_text(decoding.token_ids)
@@ -144,10 +169,12 @@ class ClipAnswerer:
         )
 
     def encode_ahead(self, clips: Sequence[Clip]) -> bool:
-        """Compute the features of one tubelet that has none yet; False where there is nothing to do."""
-        tubelets = [t for clip in clips for t in clip.tubelets if not t.provisional]
-        self._encoded_ahead &= {t.id for t in tubelets}
-        for tubelet in tubelets:
+        """Compute the features of one tubelet that has none yet; False where there is nothing to do.
+
+        ``clips`` are all of memory: what was computed of other tubelets is forgotten.
+        """
+        self.keep_only(tubelet_ids(clips))
+        for tubelet in (t for clip in clips for t in clip.tubelets if not t.provisional):
             if tubelet.id not in self.vision and tubelet.id not in self._encoded_ahead:
                 self.vision.features([tubelet])
                 self._encoded_ahead.add(tubelet.id)
@@ -157,9 +184,12 @@ class ClipAnswerer:
     def prefill_ahead(self, clips: Sequence[Clip], next_clips: Sequence[Clip]) -> bool:
         """Bring the current timeline, then the one for ``next_clips``, one tubelet nearer to its clips.
 
+        ``clips`` are all of memory: what was computed of other tubelets is forgotten.
+
         Returns:
             False where both are in step.
         """
+        self.keep_only(tubelet_ids((*clips, *next_clips)))
         try:
             if settled := _settled(clips):
                 prompt = self.prompt(settled, "")
@@ -172,6 +202,12 @@ class ClipAnswerer:
         finally:
             self.timelines.shrink()  # growing parts a timeline from the storage that it shared
         return bool(prefilled) and self.timelines.ahead is not None
+
+    def keep_only(self, tubelet_ids: Set[int]) -> None:
+        """Forget what was computed from other tubelets than these: those that memory and questions hold."""
+        self.timelines.keep_only(tubelet_ids)
+        self.vision.keep_only(tubelet_ids)
+        self._encoded_ahead &= tubelet_ids
 
     def drop_caches(self) -> None:
         """Forget all that was computed; the frames are elsewhere and stay."""
@@ -199,6 +235,11 @@ class ClipAnswerer:
                 f"{self.model.name}; shorten the question, or lower max_new_tokens, max_pixels, star_memory_size or "
                 "stream_window_size"
             )
+
+
+def tubelet_ids(clips: Iterable[Clip]) -> set[int]:
+    """The ids of all tubelets of ``clips``."""
+    return {tubelet.id for clip in clips for tubelet in clip.tubelets}
 
 
 def _settled(clips: Sequence[Clip]) -> list[Clip]:

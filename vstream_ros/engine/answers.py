@@ -22,15 +22,15 @@ class Question:
     choices: tuple[str, ...] = ()
     max_new_tokens: int = 0
     temperature: float = 0.0
-    """0: greedy."""
+    """0: greedy; else from 0.001 to 10."""
     seed: int = 0
     """0: drawn, and reported in the metrics. Only sampling (temperature > 0) uses it."""
     timeout_s: float = 0.0
     """Wall time including the queue; 0: the engine's default."""
 
     @property
-    def is_about_a_part(self) -> bool:
-        """Whether it is about some cameras or a time range only, not about all of memory."""
+    def names_a_part(self) -> bool:
+        """Whether it names cameras or a time range, which may still cover all of memory."""
         return bool(self.cameras or self.start_ns or self.end_ns)
 
 
@@ -113,6 +113,7 @@ class EngineStatus:
     tokens_reused: int = 0
     tokens_computed: int = 0
     memory_epoch: int = 0
+    """Clearings of the memory, of one camera or of all; ``cameras`` count their own as ``epoch``."""
     answers: int = 0
     failures: int = 0
     last_failure: str = ""

@@ -7,60 +7,63 @@ from collections.abc import Callable
 
 import torch
 
-from vstream_ros.engine.answerer import Interrupts
+from vstream_ros.engine.answerer import Interrupts, tubelet_ids
 from vstream_ros.engine.answers import Answer, Question
-from vstream_ros.engine.camera_memories import CameraMemories
+from vstream_ros.engine.camera_memories import CameraMemories, TakenClips
 from vstream_ros.engine.device_memory import is_out_of_memory
+from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_thread import PendingAnswer
 from vstream_ros.engine.status import StatusBoard
-from vstream_ros.errors import CanceledError, InvalidRequestError, NoFramesError, OutOfMemoryError, VStreamError
-from vstream_ros.memory import Clip
+from vstream_ros.engine.validation import checked_question
+from vstream_ros.errors import CanceledError, NoFramesError, OutOfMemoryError, VStreamError
 
-NOTHING_TAKEN: tuple[float, tuple[Clip, ...], int] = (float("-inf"), (), -1)
+NOTHING_TAKEN = TakenClips()
 
 
 class QuestionDesk:
     """``validate`` runs in any thread, the rest in the model's."""
 
     def __init__(
-        self, cameras: CameraMemories, host: ModelHost, board: StatusBoard, end_due_questions: Callable[[], None]
+        self,
+        config: EngineConfig,
+        cameras: CameraMemories,
+        host: ModelHost,
+        board: StatusBoard,
+        end_due_questions: Callable[[], None],
+        others_wait: Callable[[], bool],
     ) -> None:
-        """``end_due_questions``: ends the waiting questions whose time is over; called between steps of an answer."""
+        """
+        Args:
+            end_due_questions: ends the waiting questions whose time is over; called between steps of an answer.
+            others_wait: whether any question waits beside the one that is being answered.
+        """
+        self._config = config
         self._cameras = cameras
         self._host = host
         self._board = board
         self._end_due_questions = end_due_questions
-        self._taken = NOTHING_TAKEN
-        """When the last question's clips were taken, the clips, and the epoch. The model's thread only."""
+        self._others_wait = others_wait
+        self._shared = NOTHING_TAKEN
+        """All of memory, as the last question about it took it, while others wait. The model's thread only."""
+        self._shared_at = 0.0
+        """``time.monotonic()`` just before it was taken. The model's thread only."""
 
-    def validate(self, question: Question) -> None:
-        """Raise ``InvalidRequestError`` for a question that can't be answered, whatever memory holds."""
-        if not question.text.strip():
-            raise InvalidRequestError("the question is empty; put a sentence into question")
-        if question.choices:
-            raise InvalidRequestError("choices are not supported yet; leave them empty and put them into the question")
-        if not 0.0 <= question.temperature <= 10.0:
-            raise InvalidRequestError(f"temperature must be in [0, 10], got {question.temperature}")
-        if question.timeout_s <= 0.0:
-            raise InvalidRequestError(f"timeout must be > 0 s, or 0 for the default, got {question.timeout_s}")
-        if question.end_ns and question.end_ns < question.start_ns:
-            raise InvalidRequestError("end_time lies before start_time; swap them")
-        self._cameras.require(question.cameras)
-        if len(set(question.cameras)) != len(question.cameras):
-            raise InvalidRequestError(f"cameras names one camera twice: {', '.join(question.cameras)}")
+    def validate(self, question: Question) -> Question:
+        """The question with the defaults filled in; see ``checked_question``, which raises ``InvalidRequestError``."""
+        return checked_question(question, self._config, self._cameras)
 
     def answer(self, pending: PendingAnswer) -> Answer:
-        """In the model's thread: take clip and epoch, answer, publish what the timeline now holds."""
+        """In the model's thread: take clips and epochs, answer, publish what the timeline now holds."""
         try:
             answer = self._compute(pending)
         except VStreamError as error:
             self._board.count_failure(error)
             raise
         except Exception as error:
-            if self._host.answerer is not None:
-                self._host.answerer.drop_caches()
             if is_out_of_memory(error):
+                if self._host.answerer is not None:
+                    self._host.answerer.drop_caches()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 out_of_memory = OutOfMemoryError(
@@ -72,50 +75,63 @@ class QuestionDesk:
             self._board.count_failure(error)
             raise
         finally:
+            if not self._others_wait():
+                self._shared = NOTHING_TAKEN  # it would keep frames alive that memory has let go
             self._board.publish()
         self._board.count_answer(answer)
         return answer
+
+    def forget_cleared(self) -> None:
+        """In the model's thread, after a clearing: free what was computed from frames that are gone."""
+        if self._cameras.cleared_since(self._shared.epochs):
+            self._shared = NOTHING_TAKEN
+        self._keep_only_what_is_held(NOTHING_TAKEN)
+        self._board.publish()
 
     def _compute(self, pending: PendingAnswer) -> Answer:
         self._host.require()  # it may have been unloaded while the question waited
         answerer = self._host.answerer
         assert answerer is not None
         question = pending.question
-        part = (question.cameras, question.start_ns, question.end_ns) if question.is_about_a_part else None
-        clips, epoch = self._take_clips(pending)
-        if not clips:
+        taken = self._take_clips(pending)
+        self._keep_only_what_is_held(taken)
+        if not taken.clips:
             raise NoFramesError(self._why_no_frames(question))
 
-        def due() -> VStreamError | None:
+        def ending_reason() -> VStreamError | None:
             self._end_due_questions()
-            if self._cameras.epoch != epoch:
-                return CanceledError("the memory was cleared while the question was being answered; ask again")
-            return pending.due()
+            if cleared := self._cameras.cleared_since(taken.epochs):
+                return CanceledError(
+                    f"the memory was cleared while the question was being answered ({', '.join(cleared)}); ask again"
+                )
+            return pending.ending_reason()
 
         return answerer.answer(
-            clips,
+            taken.clips,
             question,
-            part=part,
+            part=None if taken.whole else (question.cameras, question.start_ns, question.end_ns),
             arrived_at=pending.arrived_at,
-            interrupts=Interrupts(due, pending.on_text),
+            interrupts=Interrupts(ending_reason, pending.on_text),
         )
 
-    def _take_clips(self, pending: PendingAnswer) -> tuple[tuple[Clip, ...], int]:
+    def _take_clips(self, pending: PendingAnswer) -> TakenClips:
         """The clips of a question. Questions that waited together about all of memory share one set of clips, and so
         one prefill: it was taken after the last of them came."""
-        question = pending.question
-        if question.is_about_a_part:
-            return self._cameras.clips(question.cameras, question.start_ns, question.end_ns)
-        taken_at, clips, epoch = self._taken
-        if pending.arrived_at >= taken_at or epoch != self._cameras.epoch or not clips:
-            taken_at = time.monotonic()
-            clips, epoch = self._cameras.clips()
-            self._taken = (taken_at, clips, epoch)
-        return clips, epoch
+        question, shared = pending.question, self._shared
+        still_good = bool(shared.clips) and not self._cameras.cleared_since(shared.epochs)
+        if still_good and pending.arrived_at < self._shared_at and not question.names_a_part:
+            return shared
+        taken_at = time.monotonic()
+        taken = self._cameras.take(question.cameras, question.start_ns, question.end_ns)
+        if taken.whole:
+            self._shared, self._shared_at = taken, taken_at
+        return taken
 
-    def forget_clips(self) -> None:
-        """Let go of the clips of the last question."""
-        self._taken = NOTHING_TAKEN
+    def _keep_only_what_is_held(self, taken: TakenClips) -> None:
+        """Free what was computed from tubelets that neither memory nor a question (``taken``, ``_shared``) holds."""
+        if self._host.answerer is not None:
+            in_questions = tubelet_ids((*taken.clips, *self._shared.clips))
+            self._host.answerer.keep_only(self._cameras.held_tubelets() | in_questions)
 
     def _why_no_frames(self, question: Question) -> str:
         if question.start_ns or question.end_ns:

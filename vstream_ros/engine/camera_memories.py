@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import reprlib
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,10 +21,23 @@ from vstream_ros.models.base import FrameSpec
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class TakenClips:
+    """What a question is answered from: taken in one moment, and good as long as ``epochs`` are."""
+
+    clips: tuple[Clip, ...] = ()
+    """One per camera that has frames in the range, in prompt order."""
+    epochs: Mapping[str, int] = field(default_factory=dict)
+    """Of those cameras: what is computed of the clips is void when one of them has another."""
+    whole: bool = False
+    """Whether the clips are all of memory, however they were asked for."""
+
+
 class CameraMemories:
     """One ``SmartFrameManager`` per camera. Thread-safe; the lock is held for a frame's bookkeeping only.
 
-    ``epoch`` counts how often anything was cleared: work that began under another epoch is void.
+    Each memory counts its clearings as its epoch. A memory is cleared and clips are taken under the lock, so clips and
+    epochs always belong together.
     """
 
     def __init__(self, configs: Mapping[str, MemoryConfig], frame_spec: FrameSpec) -> None:
@@ -30,6 +45,7 @@ class CameraMemories:
         if not configs:
             raise ConfigError("cameras must name at least one camera")
         self._lock = threading.Lock()
+        """Guards every memory, ``_frame_spec`` where it changes, ``_announcements`` and ``_clearings``."""
         ids = itertools.count()
         self._memories = {
             name: SmartFrameManager(config, camera=name, temporal_patch_size=frame_spec.temporal_patch_size, ids=ids)
@@ -39,7 +55,7 @@ class CameraMemories:
         """Most tubelets that a question over all cameras can be about."""
         self._frame_spec = frame_spec
         self._announcements: deque[str] = deque(maxlen=8)
-        self.epoch = 0
+        self._clearings = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,6 +66,12 @@ class CameraMemories:
         """Why the memory was cleared lately, newest last."""
         with self._lock:
             return tuple(self._announcements)
+
+    @property
+    def clearings(self) -> int:
+        """How often the memory was cleared, of one camera or of all."""
+        with self._lock:
+            return self._clearings
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which an image of this size is kept; raises ``FrameError`` for an impossible one."""
@@ -118,11 +140,35 @@ class CameraMemories:
         for camera in cameras:
             self._memory(camera)
 
-    def clips(self, cameras: Sequence[str] = (), start_ns: int = 0, end_ns: int = 0) -> tuple[tuple[Clip, ...], int]:
-        """One clip per camera that has frames in the range (default: all cameras, all frames), and the epoch."""
+    def take(self, cameras: Sequence[str] = (), start_ns: int = 0, end_ns: int = 0) -> TakenClips:
+        """One clip per camera that has frames in the range (default: all cameras, all frames).
+
+        Raises ``InvalidRequestError`` for an unknown name.
+        """
+        self.require(cameras)
         with self._lock:
-            clips = [self._memory(name).clip(start_ns, end_ns) for name in cameras or self._memories]
-            return tuple(clip for clip in clips if clip.tubelets), self.epoch
+            taken = {
+                name: memory.clip(start_ns, end_ns)
+                for name, memory in self._memories.items()
+                if not cameras or name in cameras
+            }
+            missing = any(
+                len(memory.clip()) > (len(taken[name]) if name in taken else 0)
+                for name, memory in self._memories.items()
+            )
+            taken = {name: clip for name, clip in taken.items() if clip.tubelets}
+            epochs = {name: self._memories[name].epoch for name in taken}
+        return TakenClips(tuple(taken.values()), epochs, whole=not missing)
+
+    def cleared_since(self, epochs: Mapping[str, int]) -> list[str]:
+        """The cameras of ``TakenClips.epochs`` whose memory was cleared since."""
+        with self._lock:
+            return [name for name, epoch in epochs.items() if self._memories[name].epoch != epoch]
+
+    def held_tubelets(self) -> set[int]:
+        """The ids of all tubelets that any memory would hand out, now or after its next slide."""
+        with self._lock:
+            return {tubelet.id for memory in self._memories.values() for tubelet in memory.clip().tubelets}
 
     def clips_ahead(self) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
         """One clip per camera with frames, and the same after each memory's next slide.
@@ -151,7 +197,7 @@ class CameraMemories:
 
     def _memory(self, camera: str) -> SmartFrameManager:
         if camera not in self._memories:
-            raise InvalidRequestError(f"unknown camera {camera!r}; there are: {', '.join(self._memories)}")
+            raise InvalidRequestError(f"unknown camera {reprlib.repr(camera)}; there are: {', '.join(self._memories)}")
         return self._memories[camera]
 
     def _only_name(self) -> str:
@@ -160,9 +206,9 @@ class CameraMemories:
         return next(iter(self._memories))
 
     def _announce(self, reason: str) -> None:
-        self.epoch += 1
+        self._clearings += 1
         self._announcements.append(reason)
-        logger.warning("memory cleared (epoch %d): %s", self.epoch, reason)
+        logger.warning("memory cleared (epoch %d): %s", self._clearings, reason)
 
 
 def _next_stamp(memory: SmartFrameManager) -> int:

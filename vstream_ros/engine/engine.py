@@ -80,7 +80,12 @@ class DelayedBatchInferenceEngine:
         if model is not None and not isinstance(model, str):
             self._host.adopt(self._host.wrap(model, processor))
         self._desk = QuestionDesk(
-            self._cameras, self._host, self._board, end_due_questions=lambda: self._thread.end_due_questions()
+            self.config,
+            self._cameras,
+            self._host,
+            self._board,
+            end_due_questions=lambda: self._thread.end_due_questions(),
+            others_wait=lambda: self._thread.questions > 1,
         )
         self._work_ahead = WorkAhead(self.config, self._cameras, self._host, self._board)
         self._thread = ModelThread(self._desk.answer, self._work_ahead.step)
@@ -161,7 +166,7 @@ class DelayedBatchInferenceEngine:
             stamp_ns = round(timestamp * NANOSECONDS)
         status = self._cameras.add_frame(frame, stamp_ns, camera)
         if status.cleared:
-            self._thread.run(self._drop_caches)
+            self._thread.run_once(self._desk.forget_cleared)
         if status.kept and self.config.background_encoding != "off":
             self._thread.poke()
         return status
@@ -202,15 +207,15 @@ class DelayedBatchInferenceEngine:
     def clear(self, reason: str = "requested", camera: str | None = None) -> None:
         """Forget the frames of one camera or of all, and what was computed from them.
 
-        The question that is being answered ends with ``CanceledError``.
+        A question that is being answered from some of them ends with ``CanceledError``.
         """
         self._cameras.clear(reason, camera)
-        self._thread.run(self._drop_caches)
+        self._thread.run_once(self._desk.forget_cleared)
 
     def clips(self, question: Question | None = None) -> tuple[Clip, ...]:
         """What memory would hand out for a question (default: about everything), one clip per camera with frames."""
         question = question or Question("")
-        return self._cameras.clips(question.cameras, question.start_ns, question.end_ns)[0]
+        return self._cameras.take(question.cameras, question.start_ns, question.end_ns).clips
 
     # -- questions ---------------------------------------------------------------------------------------------------
 
@@ -227,7 +232,7 @@ class DelayedBatchInferenceEngine:
         Raises:
             VStreamError: see ``Question`` and ``errors``.
         """
-        whole = Question(question) if isinstance(question, str) else question
+        whole = question if isinstance(question, Question) else Question(question)
         whole = dataclasses.replace(whole, **fields)
         name, state, _ = self._host.describe()
         if state is ModelState.UNLOADED and name:
@@ -246,13 +251,10 @@ class DelayedBatchInferenceEngine:
             model's thread (or here, for a question that is refused at once).
         """
         now = time.monotonic()
-        timeout_s = question.timeout_s or self.config.timeout_s
-        filled = dataclasses.replace(
-            question, max_new_tokens=question.max_new_tokens or self.config.max_new_tokens, timeout_s=timeout_s
-        )
-        pending = PendingAnswer(filled, deadline=now + timeout_s, arrived_at=now, on_text=on_text)
+        pending = PendingAnswer(question, deadline=now, arrived_at=now, on_text=on_text)
         try:
-            self._desk.validate(filled)
+            checked = self._desk.validate(question)
+            pending.question, pending.deadline = checked, now + checked.timeout_s
             self._host.require()
             if not self._thread.submit(pending, self.config.max_queued_questions):
                 raise BusyError(
@@ -267,12 +269,6 @@ class DelayedBatchInferenceEngine:
     def cancel_all(self, reason: str) -> None:
         """End every waiting and running question with ``CanceledError``."""
         self._thread.cancel_all(reason)
-
-    def _drop_caches(self) -> None:
-        self._desk.forget_clips()
-        if self._host.answerer is not None:
-            self._host.answerer.drop_caches()
-        self._board.publish()
 
     # -- status ------------------------------------------------------------------------------------------------------
 

@@ -61,6 +61,10 @@ class EngineConfig:
     timeout_s: float = 60.0
     """A question's wall time, queue included, when it does not bring its own."""
     max_queued_questions: int = 64
+    max_question_bytes: int = 16384
+    """UTF-8 bytes of a question's text, cameras and choices together at most; a longer one is refused unread."""
+    max_forks: int = 8
+    """KV caches of questions about a part of memory kept at most; the least recently used go first."""
     forks_max_bytes: int = 2 << 30
     """KV caches beside the current one at most: those of questions about a part of memory, and the one built ahead."""
     background_encoding: str = "off"
@@ -92,12 +96,19 @@ class EngineConfig:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        for name in ("max_pixels", "min_pixels", "prefill_chunk_tubelets", "max_new_tokens", "max_queued_questions"):
+        for name in (
+            "max_pixels",
+            "min_pixels",
+            "prefill_chunk_tubelets",
+            "max_new_tokens",
+            "max_queued_questions",
+            "max_question_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.min_pixels > self.max_pixels:
             raise ConfigError(f"min_pixels must be <= max_pixels ({self.max_pixels}), got {self.min_pixels}")
-        for name in ("features_max_bytes", "forks_max_bytes"):
+        for name in ("features_max_bytes", "max_forks", "forks_max_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0.0 < self.background_duty <= 1.0:

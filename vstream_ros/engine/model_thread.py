@@ -35,13 +35,13 @@ class PendingAnswer:
         """End the question with ``CanceledError``, between two tokens at the latest. Any thread."""
         self.cancel_reason = reason
 
-    def due(self) -> VStreamError | None:
+    def ending_reason(self) -> VStreamError | None:
         """Why the question must end now, or None."""
         if self.cancel_reason:
             return CanceledError(self.cancel_reason)
         if time.monotonic() >= self.deadline:
             return QuestionTimeoutError(
-                f"no answer within {self.deadline - self.arrived_at:.1f} s; allow a longer timeout or lower "
+                f"no answer within {self.question.timeout_s:g} s; allow a longer timeout or lower "
                 "max_new_tokens"
             )
         return None
@@ -71,7 +71,9 @@ class ModelThread:
         self._inbox: queue.SimpleQueue[Callable[[], None] | PendingAnswer | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._questions: list[PendingAnswer] = []
-        """Waiting or running."""
+        """Waiting or running. Guarded by ``_lock``."""
+        self._waiting_jobs: set[Callable[[], None]] = set()
+        """Those of ``run_once``. Guarded by ``_lock``."""
         self._running: PendingAnswer | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -106,9 +108,26 @@ class ModelThread:
         self._inbox.put(guarded)
         return future
 
+    def run_once(self, job: Callable[[], None]) -> None:
+        """Enqueue a job unless it waits already: however often something happens, the inbox holds it once."""
+        with self._lock:
+            if job in self._waiting_jobs:
+                return
+            self._waiting_jobs.add(job)
+
+        def run() -> None:
+            with self._lock:
+                self._waiting_jobs.discard(job)  # first: what happens from here on needs it again
+            try:
+                job()
+            except Exception:  # the thread must outlive it
+                logger.exception("a job of the model's thread failed")
+
+        self._inbox.put(run)
+
     def poke(self) -> None:
         """There may be background work."""
-        self._inbox.put(lambda: None)
+        self.run_once(_nothing)
 
     def cancel_all(self, reason: str) -> None:
         """End every waiting and running question with ``CanceledError``."""
@@ -122,7 +141,7 @@ class ModelThread:
         with self._lock:
             waiting = [pending for pending in self._questions if pending is not self._running]
         for pending in waiting:
-            if (error := pending.due()) is not None:
+            if (error := pending.ending_reason()) is not None:
                 self._finish(pending, error)
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -160,7 +179,7 @@ class ModelThread:
         self._running = pending
         outcome: Answer | VStreamError
         try:
-            outcome = pending.due() or self._answer(pending)
+            outcome = pending.ending_reason() or self._answer(pending)
         except VStreamError as error:
             outcome = error
         except Exception as error:  # the thread must outlive what one question does
@@ -177,3 +196,7 @@ class ModelThread:
             pending.future.set_exception(outcome)
         else:
             pending.future.set_result(outcome)
+
+
+def _nothing() -> None:
+    """The job of a poke: background work follows whatever was done."""

@@ -85,7 +85,7 @@ class StatusBoard:
 
     def status(self, queued_questions: int) -> EngineStatus:
         """A snapshot for diagnostics; cheap."""
-        clips, epoch = self._cameras.clips()
+        clips = self._cameras.take().clips
         wanted = {tubelet.id for clip in clips for tubelet in clip.tubelets}
         timeline = self._timeline
         held = set(timeline.tubelet_ids)
@@ -105,7 +105,7 @@ class StatusBoard:
             pending_tubelets=len(wanted - held),
             ahead_pending_tubelets=self._behind_ahead(),
             queued_questions=queued_questions,
-            memory_epoch=epoch,
+            memory_epoch=self._cameras.clearings,
             announcements=self._cameras.announcements,
             **counters,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ class Timeline:
             self._model.generate(prompt, self.cache, options, features)
         finally:
             if features and all(layer.is_initialized and layer.get_seq_length() >= end for layer in self.cache.layers):
-                self._hold(prompt, end)
+                self._record(prompt, end)
                 report.tubelets_prefilled += len(groups[-1])
                 report.tokens_computed += end - held
             self.rollback(min(len(self), end))  # the next question costs its own tokens only
@@ -142,6 +142,19 @@ class Timeline:
                 layer.crop(-excess)
         self._tokens = self._tokens[:, :length]
         self._name_tubelets()
+
+    def keep_only(self, tubelet_ids: Container[int]) -> bool:
+        """Crop the cache to what stands before the first tubelet that is not among ``tubelet_ids``.
+
+        No prompt will have a tubelet again that memory forgot, nor use what was computed behind it. Returns whether any
+        tubelet is left; a cache without one is freed.
+        """
+        forgotten = next((held for held in self.tubelet_ids if held not in tubelet_ids), None)
+        if forgotten is not None:
+            self.rollback(int(np.argmax(self._tokens[5] == forgotten)))
+        if not self.tubelet_ids and self.nbytes:
+            self.reset()
+        return bool(self.tubelet_ids)
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` where the bookkeeping and the cache disagree (tests call this)."""
@@ -177,11 +190,12 @@ class Timeline:
         except BaseException:
             self.rollback(held)  # layers may have grown unevenly
             raise
-        self._hold(prompt, end)
+        self._record(prompt, end)
         report.tubelets_prefilled += len(group)
         report.tokens_computed += end - held
 
-    def _hold(self, prompt: Prompt, end: int) -> None:
+    def _record(self, prompt: Prompt, end: int) -> None:
+        """Note that the cache holds the first ``end`` tokens of ``prompt``."""
         self._tokens = _stack(prompt)[:, :end]
         self._name_tubelets()
 

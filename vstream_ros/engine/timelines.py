@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator
+from operator import itemgetter
 
 from vstream_ros.engine.timeline import Timeline
 from vstream_ros.models.base import Prompt
@@ -14,12 +15,13 @@ class Timelines:
 
     ``current`` follows all of memory. ``ahead`` follows what memory will be after its next slide: it shares
     ``current``'s prefix and takes over when the slide comes. Forks answer about parts of memory (a time range, some
-    cameras) and never crop the others; the least recently used go first when their storage exceeds ``max_bytes``.
+    cameras) and never crop the others; the least recently used go first when there are more than ``max_forks``, or
+    when their storage exceeds ``max_bytes``. So everything here is O(``max_forks``).
     """
 
-    def __init__(self, new_timeline: Callable[[], Timeline], max_bytes: int) -> None:
-        self._new_timeline = new_timeline
+    def __init__(self, new_timeline: Callable[[], Timeline], max_bytes: int, max_forks: int) -> None:
         self._max_bytes = max_bytes
+        self._max_forks = max_forks
         self.current = new_timeline()
         self.ahead: Timeline | None = None
         self._forks: OrderedDict[Hashable, Timeline] = OrderedDict()
@@ -49,10 +51,13 @@ class Timelines:
     def for_part(self, key: Hashable, prompt: Prompt) -> Timeline:
         """A fork for a prompt over a part of memory; ``key``: which part, so that the next question finds it."""
         fork = self._forks.pop(key, None)
-        best = max(self, key=lambda timeline: timeline.common_prefix(prompt))
-        if fork is None or best.common_prefix(prompt) > fork.common_prefix(prompt):
-            fork = best.fork(best.common_prefix(prompt))
+        shared = [(timeline.common_prefix(prompt), timeline) for timeline in self]
+        length, best = max(shared, key=itemgetter(0))
+        if fork is None or length > fork.common_prefix(prompt):
+            fork = best.fork(length)
         self._forks[key] = fork
+        while len(self._forks) > self._max_forks:
+            self._forks.popitem(last=False)  # where none may be kept, this one lives as long as its question
         return fork
 
     def for_next(self, prompt: Prompt) -> Timeline:
@@ -70,6 +75,14 @@ class Timelines:
             else:
                 self.ahead = None
 
+    def keep_only(self, tubelet_ids: Container[int]) -> None:
+        """Let go of what was computed from other tubelets than these, or behind one of them."""
+        self.current.keep_only(tubelet_ids)
+        if self.ahead is not None and not self.ahead.keep_only(tubelet_ids):
+            self.ahead = None
+        for key in [key for key, fork in self._forks.items() if not fork.keep_only(tubelet_ids)]:
+            del self._forks[key]
+
     def reset(self) -> None:
         """Forget everything and free the caches."""
         self.current.reset()
@@ -81,6 +94,7 @@ class Timelines:
         for timeline in self:
             timeline.check_integrity()
         assert self.extra_bytes <= self._max_bytes
+        assert len(self._forks) <= self._max_forks
 
 
 def _storages(timelines: Iterable[Timeline]) -> dict[int, int]:

@@ -1,9 +1,9 @@
-"""Vision features by tubelet, bounded in bytes."""
+"""Vision features by tubelet, bounded in bytes, of tubelets that something still holds."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import torch
 
@@ -30,14 +30,23 @@ class VisionCache:
         return tubelet_id in self._features
 
     def features(self, tubelets: Sequence[Tubelet]) -> tuple[list[TubeletFeatures], int]:
-        """Features of tubelets of one frame size, in their order and on any device, and how many had to be encoded."""
+        """Features of tubelets of one frame size, in their order and on any device, and how many had to be encoded.
+
+        Those of a provisional tubelet are not kept: the next frame makes another one of it.
+        """
         missing = [tubelet for tubelet in tubelets if tubelet.id not in self._features]
         encoded = self._model.encode(missing) if missing else []
         fresh = {tubelet.id: features for tubelet, features in zip(missing, encoded, strict=True)}
         result = [fresh[t.id] if t.id in fresh else self._features[t.id] for t in tubelets]
         for tubelet, features in zip(tubelets, result, strict=True):
-            self._store(tubelet.id, features.to(self.device))
+            if not tubelet.provisional:
+                self._store(tubelet.id, features.to(self.device))
         return result, len(missing)
+
+    def keep_only(self, tubelet_ids: Set[int]) -> None:
+        """Forget the features of all other tubelets."""
+        for tubelet_id in self._features.keys() - tubelet_ids:
+            self.nbytes -= self._features.pop(tubelet_id).nbytes
 
     def clear(self) -> None:
         self._features.clear()

@@ -123,3 +123,5 @@ class MemoryStatus:
     """How often the memory was cleared, by reason."""
     last_rejection: str = ""
     """Why the last frame was rejected ("" if none was)."""
+    epoch: int = 0
+    """How often this memory was cleared: questions and caches of an earlier epoch are void."""

@@ -71,6 +71,8 @@ class SmartFrameManager:
         self._offered_stamp_ns: int | None = None
         self._last_rejection = ""
         self._clears: dict[str, int] = {}
+        self.epoch = 0
+        """How often ``clear`` was called: what began under another epoch is about frames that are gone."""
 
     @property
     def period_s(self) -> float:
@@ -202,6 +204,7 @@ class SmartFrameManager:
         known = reason in self._clears or len(self._clears) < MAX_CLEAR_REASONS
         key = reason if known else OTHER_REASONS
         self._clears[key] = self._clears.get(key, 0) + 1
+        self.epoch += 1
         self._store.clear()
         self._former.clear()
         self._scorer.reset()
@@ -222,6 +225,7 @@ class SmartFrameManager:
             newest_stamp_ns=max(stamps, default=0),
             clears=dict(self._clears),
             last_rejection=self._last_rejection,
+            epoch=self.epoch,
             **self._fill(),
         )
 
