@@ -77,9 +77,10 @@ def test_cache_status_follows_what_happens(start, planner):
     assert asked.timeline_tokens > 0
     assert asked.timeline_bytes > 0
     assert asked.tokens_reused > 0
-    assert asked.memory_epoch == 0
+    assert (asked.memory_epoch, asked.cameras[0].epoch) == (0, 0)
     planner.trigger("clear_memory")
     cleared = latest(lambda s: s.memory_epoch == 1)
+    assert cleared.cameras[0].epoch == 1
     assert cleared.clip_frames == 0
     assert cleared.cameras[0].frames_kept == 5  # counters survive
 

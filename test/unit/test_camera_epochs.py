@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks.equality import compare, native_answer, recorded_logits
 from support.engines import Gate, fails_with, feed
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
@@ -115,6 +117,31 @@ def test_what_was_computed_of_other_cameras_stays(engine: DelayedBatchInferenceE
     assert (metrics["tubelets"], metrics["tubelets_reused"]) == (7, 4)
 
 
+def test_after_random_clearings_every_answer_is_natives(engine: DelayedBatchInferenceEngine) -> None:
+    rng = np.random.default_rng(0)
+    answerer = answerer_of(engine)
+    hits = 0
+    for round_ in range(40):
+        camera = ("good", "bad")[int(rng.integers(2))]
+        if rng.random() < 0.3:
+            engine.clear("test", camera=camera)
+        if rng.random() < 0.7:
+            feed(engine, int(rng.integers(1, 5)), start=20 + 5 * round_, camera=camera)
+        part = [{}, {"cameras": ("good",)}, {"cameras": ("bad",)}, {"start_ns": 10**10}][int(rng.integers(4))]
+        question = Question("what?", max_new_tokens=3, **part)  # type: ignore[arg-type]
+        if not engine.clips(question):
+            fails_with(engine.submit(question).future, errors.NoFramesError)
+            continue
+        with recorded_logits(answerer.model.model) as rows:  # type: ignore[attr-defined]
+            answer = engine.submit(question).future.result(timeout=60)
+        native = native_answer(answerer, engine.clips(question), question)
+        assert compare(type(native)(list(answer.token_ids), torch.stack(rows)), native).equal
+        hits += answer.metrics.prompt_tokens_reused > 30
+        answerer.timelines.check_integrity()
+        answerer.vision.check_integrity()
+    assert hits >= 5, "nothing was reused, so nothing was tested"
+
+
 def test_the_last_cameras_clearing_frees_everything(engine: DelayedBatchInferenceEngine) -> None:
     engine.ask("warm up")
     engine.ask("warm up", cameras=("good",))
@@ -141,9 +168,7 @@ def test_epochs_are_counted_per_camera_and_clearings_in_all(engine: DelayedBatch
 
 
 @pytest.mark.parametrize("background", ["off", "full"])
-def test_frames_and_clearings_during_a_load_do_not_fill_the_inbox(
-    loaded: tuple[Any, Any], background: str
-) -> None:
+def test_frames_and_clearings_during_a_load_do_not_fill_the_inbox(loaded: tuple[Any, Any], background: str) -> None:
     with DelayedBatchInferenceEngine(
         *loaded, "cpu", memory=MEMORY, max_pixels=84 * 84, background_encoding=background
     ) as engine:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.equality import compare, native_answer, recorded_logits
 from support.engines import feed
+from support.faults import fault_at
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.memory import MemoryConfig
@@ -19,26 +16,6 @@ from vstream_ros.synthetic.random_model import FAMILIES, random_model
 
 MEMORY = MemoryConfig(star_memory_size=4, stream_window_size=6, stream_slide=2, scene_threshold=1.0)
 FAULTS = (RuntimeError, KeyError, torch.OutOfMemoryError, errors.ModelFailedError)
-
-
-@contextmanager
-def fault_at(model: Any, call: int, error: type[Exception]) -> Iterator[list[str]]:
-    """Raise at the ``call``-th forward of any of the model's modules from here on; yields where it did."""
-    calls, raised = 0, []
-
-    def count(module: torch.nn.Module, args: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raised.append(type(module).__name__)
-            raise error("injected")
-
-    hooks = [module.register_forward_pre_hook(count) for module in model.modules()]
-    try:
-        yield raised
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

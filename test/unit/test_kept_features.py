@@ -42,9 +42,7 @@ def held_ids(engine: DelayedBatchInferenceEngine) -> set[int]:
 
 
 @pytest.mark.parametrize("part", [{}, {"start_ns": 1}])
-def test_features_are_kept_of_what_memory_holds_only(
-    engine: DelayedBatchInferenceEngine, part: dict[str, Any]
-) -> None:
+def test_features_are_kept_of_what_memory_holds_only(engine: DelayedBatchInferenceEngine, part: dict[str, Any]) -> None:
     answerer = answerer_of(engine)
     for k in range(0, 40, 4):
         feed(engine, 4, start=k)

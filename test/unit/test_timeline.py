@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.equality import random_frame
+from benchmarks.equality import Generated, compare, random_frame, recorded_logits
+from support.faults import fault_at
 from vstream_ros.engine.timeline import Timeline
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.errors import CanceledError
@@ -204,6 +205,59 @@ def test_a_first_pass_that_fails_leaves_an_empty_cache(
         timeline.answer(prompt_of(model, tubelets), GenerationOptions(2))
     timeline.check_integrity()
     assert len(timeline) == 0
+
+
+def test_whatever_call_fails_what_is_kept_is_right(any_model: QwenVideoModel) -> None:
+    model, rng = any_model, np.random.default_rng(3)
+    size = model.frame_spec.fit(56, 56)
+    timeline = timeline_of(model, chunk=2)
+    forks: list[Timeline] = []
+    fired, kept = 0, 0
+    for round_ in range(40):
+        ids = np.sort(rng.choice(12, int(rng.integers(1, 8)), replace=False))
+        shown = [
+            Tubelet(int(k), "", np.full((2, *size, 3), 20 * k, np.uint8), (), int(k) * NANOSECONDS, 0.0) for k in ids
+        ]
+        prompt = prompt_of(model, shown)
+        with fault_at(model.model, int(rng.integers(1, 200)), RuntimeError) as raised:
+            try:
+                timeline.answer(prompt, GenerationOptions(3))
+            except RuntimeError:
+                fired += 1
+        timeline.check_integrity()
+        kept += bool(raised and timeline.tubelet_ids)
+        if round_ % 4 == 0:
+            forks = [*forks[-2:], timeline.fork(timeline.common_prefix(prompt))]
+        if round_ % 5 == 0:
+            timeline.keep_only(set(rng.choice(12, 9).tolist()))
+            timeline.check_integrity()
+        for held in (timeline, *forks):
+            said: list[int] = []
+            with recorded_logits(model.model) as rows:
+                held.answer(prompt, GenerationOptions(3, on_token=lambda token, _, said=said: bool(said.append(token))))
+            held.check_integrity()
+            with recorded_logits(model.model) as native_rows:
+                native = model.native_generate(
+                    [Segment(tuple(shown), 1.0, 0)], "what?", GenerationOptions(3), true_time=True
+                )
+            assert compare(Generated(said, torch.stack(rows)), Generated(native, torch.stack(native_rows))).equal
+    assert fired >= 10
+    assert kept >= 5, "nothing was kept after a failure, so nothing was tested"
+
+
+def test_what_stands_behind_a_forgotten_tubelet_is_cropped(model: QwenVideoModel, tubelets: list[Tubelet]) -> None:
+    timeline = timeline_of(model)
+    prompt = prompt_of(model, tubelets)
+    timeline.sync(prompt)
+    assert timeline.keep_only({0, 1, 2, 4, 5, 6, 7})
+    timeline.check_integrity()
+    assert timeline.tubelet_ids == (0, 1, 2)
+    assert len(timeline) == prompt.spans[3][0]
+    assert timeline.nbytes > 0
+    assert not timeline.keep_only({1, 2})
+    timeline.check_integrity()
+    assert (len(timeline), timeline.nbytes) == (0, 0)
+    assert not timeline.keep_only(set())
 
 
 def test_bytes_are_those_of_the_storage(model: QwenVideoModel, tubelets: list[Tubelet]) -> None:

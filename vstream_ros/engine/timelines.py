@@ -99,4 +99,7 @@ class Timelines:
 
 def _storages(timelines: Iterable[Timeline]) -> dict[int, int]:
     """Bytes by address of every storage."""
-    return {pointer: size for timeline in timelines for pointer, size in timeline.storages()}
+    sizes: dict[int, int] = {}
+    for timeline in timelines:
+        sizes.update(timeline.storages())
+    return sizes
