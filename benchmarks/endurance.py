@@ -100,7 +100,7 @@ def run(tubelets: int) -> dict[str, Any]:
             if index % QUESTION_EVERY == 0:
                 engine.ask(random_question(rng))
             if index % RANGE_EVERY == 0:
-                engine.ask(Question("then?", start_ns=engine.status().cameras[0].newest_stamp_ns - 3 * 10**9))
+                engine.ask(Question("then?", start_ns=max(1, engine.status().cameras[0].newest_stamp_ns - 3 * 10**9)))
             costs.append(time.process_time() - started)
             if (index + 1) % every == 0:
                 rss[index + 1] = resident_bytes()

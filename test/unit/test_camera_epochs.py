@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -88,7 +89,8 @@ def test_a_camera_that_flips_its_size_cancels_no_question_about_another(engine: 
         nonlocal flips
         size = (60, 80) if flips % 2 else (80, 60)
         flips += 1
-        engine.add_frame(np.zeros((*size, 3), np.uint8), 100 + flips, camera="bad")
+        with contextlib.suppress(errors.FrameError):
+            engine.add_frame(np.zeros((*size, 3), np.uint8), 3 + flips / 2, camera="bad")
 
     for _ in range(5):
         pending = engine.submit(Question("what?", cameras=("good",)), on_text=flip)
@@ -120,13 +122,15 @@ def test_what_was_computed_of_other_cameras_stays(engine: DelayedBatchInferenceE
 def test_after_random_clearings_every_answer_is_natives(engine: DelayedBatchInferenceEngine) -> None:
     rng = np.random.default_rng(0)
     answerer = answerer_of(engine)
-    hits = 0
-    for round_ in range(40):
+    fed, hits = {"good": 8, "bad": 6}, 0
+    for _ in range(40):
         camera = ("good", "bad")[int(rng.integers(2))]
         if rng.random() < 0.3:
             engine.clear("test", camera=camera)
         if rng.random() < 0.7:
-            feed(engine, int(rng.integers(1, 5)), start=20 + 5 * round_, camera=camera)
+            count = int(rng.integers(1, 5))
+            feed(engine, count, start=fed[camera], camera=camera)
+            fed[camera] += count
         part = [{}, {"cameras": ("good",)}, {"cameras": ("bad",)}, {"start_ns": 10**10}][int(rng.integers(4))]
         question = Question("what?", max_new_tokens=3, **part)  # type: ignore[arg-type]
         if not engine.clips(question):
@@ -163,7 +167,7 @@ def test_epochs_are_counted_per_camera_and_clearings_in_all(engine: DelayedBatch
     engine.clear("test")
     assert counted() == (2, {"good": 1, "bad": 2})
     feed(engine, 2, camera="bad")
-    engine.add_frame(np.zeros((80, 60, 3), np.uint8), 9.0, camera="bad")  # another size
+    engine.add_frame(np.zeros((80, 60, 3), np.uint8), 1.0, camera="bad")  # another size
     assert counted() == (3, {"good": 1, "bad": 3})
 
 
@@ -185,5 +189,5 @@ def test_frames_and_clearings_during_a_load_do_not_fill_the_inbox(loaded: tuple[
             engine.clear("test")
         assert engine._thread._inbox.qsize() <= 2
         go_on.set()
-        feed(engine, 2, start=200)
+        feed(engine, 2, start=50)
         assert engine.ask("what?")[1]["frames"] == 2

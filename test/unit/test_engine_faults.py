@@ -28,8 +28,11 @@ def test_after_a_fault_in_any_call_of_the_model_the_next_answer_is_natives(famil
         answerer = engine._host.answerer
         assert answerer is not None
         fired: list[str] = []
-        for round_ in range(30):
-            feed(engine, int(rng.integers(1, 5)), start=10 * round_)
+        fed = 0
+        for _ in range(30):
+            count = int(rng.integers(1, 5))
+            feed(engine, count, start=fed)
+            fed += count
             first_ns = engine.clips()[0].tubelets[0].stamps_ns[0]
             question = Question("what?", max_new_tokens=4, start_ns=int(rng.choice([0, 0, first_ns + 1])))
             with fault_at(model, int(rng.integers(1, 300)), FAULTS[int(rng.integers(len(FAULTS)))]) as raised:

@@ -203,11 +203,11 @@ class ClipAnswerer:
             self.timelines.shrink()  # growing parts a timeline from the storage that it shared
         return bool(prefilled) and self.timelines.ahead is not None
 
-    def keep_only(self, tubelet_ids: Set[int]) -> None:
-        """Forget what was computed from other tubelets than these: those that memory and questions hold."""
-        self.timelines.keep_only(tubelet_ids)
-        self.vision.keep_only(tubelet_ids)
-        self._encoded_ahead &= tubelet_ids
+    def keep_only(self, held: Set[int]) -> None:
+        """Forget what was computed from other tubelets than ``held``: those that memory and questions hold."""
+        self.timelines.keep_only(held)
+        self.vision.keep_only(held)
+        self._encoded_ahead &= held
 
     def drop_caches(self) -> None:
         """Forget all that was computed; the frames are elsewhere and stay."""

@@ -146,19 +146,13 @@ class CameraMemories:
         Raises ``InvalidRequestError`` for an unknown name.
         """
         self.require(cameras)
+        names = [name for name in self._memories if not cameras or name in cameras]
         with self._lock:
-            taken = {
-                name: memory.clip(start_ns, end_ns)
-                for name, memory in self._memories.items()
-                if not cameras or name in cameras
-            }
-            missing = any(
-                len(memory.clip()) > (len(taken[name]) if name in taken else 0)
-                for name, memory in self._memories.items()
-            )
-            taken = {name: clip for name, clip in taken.items() if clip.tubelets}
-            epochs = {name: self._memories[name].epoch for name in taken}
-        return TakenClips(tuple(taken.values()), epochs, whole=not missing)
+            found = {name: self._memories[name].clip(start_ns, end_ns) for name in names}
+            clips = {name: clip for name, clip in found.items() if clip.tubelets}
+            epochs = {name: self._memories[name].epoch for name in clips}
+            held = sum(len(memory.clip()) for memory in self._memories.values())
+        return TakenClips(tuple(clips.values()), epochs, whole=sum(map(len, clips.values())) == held)
 
     def cleared_since(self, epochs: Mapping[str, int]) -> list[str]:
         """The cameras of ``TakenClips.epochs`` whose memory was cleared since."""

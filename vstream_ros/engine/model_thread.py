@@ -41,8 +41,7 @@ class PendingAnswer:
             return CanceledError(self.cancel_reason)
         if time.monotonic() >= self.deadline:
             return QuestionTimeoutError(
-                f"no answer within {self.question.timeout_s:g} s; allow a longer timeout or lower "
-                "max_new_tokens"
+                f"no answer within {self.question.timeout_s:g} s; allow a longer timeout or lower max_new_tokens"
             )
         return None
 

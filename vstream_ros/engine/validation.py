@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import reprlib
 
 from vstream_ros.engine.answers import Question
 from vstream_ros.engine.camera_memories import CameraMemories
@@ -83,7 +84,7 @@ def _check_texts(texts: dict[str, tuple[str, ...]], max_bytes: int) -> None:
 def _part_of(cameras: CameraMemories, names: tuple[str, ...]) -> tuple[str, ...]:
     cameras.require(names)
     if len(set(names)) != len(names):
-        raise InvalidRequestError(f"cameras names one camera twice: {', '.join(names)}")
+        raise InvalidRequestError(f"cameras names one camera twice: {reprlib.repr(names)}")
     return () if len(names) == len(cameras.names) else tuple(name for name in cameras.names if name in names)
 
 
