@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.equality import cached_answer, compare, native_answer, random_frame, recorded_logits
+from support.equality import cached_answer, compare, native_answer, recorded_logits
+from support.frames import random_frame
 from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, Question
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.errors import ConfigError, ModelFailedError
