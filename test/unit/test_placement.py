@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from support.equality import cached_answer, compare, native_answer, recorded_logits
 from support.frames import random_frame
@@ -144,9 +145,25 @@ def test_a_loaded_model_brings_its_placement() -> None:
 
 @needs_accelerate
 @pytest.mark.parametrize("device_map", [{"": "cpu"}, {"model.visual": "cpu", "": "cpu"}, "auto"])
-def test_a_device_map_answers_like_native(checkpoint: Path, device_map: Any) -> None:
+def test_a_device_map_answers_like_native(
+    checkpoint: Path, device_map: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one device the model does not show what it was given: transformers' own ``from_pretrained`` is asked."""
+    load_pretrained, given = AutoModelForImageTextToText.from_pretrained, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        given.append(kwargs["device_map"])
+        return load_pretrained(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", watched)
+    monkeypatch.setattr(PreTrainedModel, "to", lambda *_: pytest.fail("a placed model must stay where it is"))
     model = load(checkpoint, device="auto", device_map=device_map)
-    assert {model.device.type, model.vision_device.type} <= {"cpu", "cuda"}
+    monkeypatch.undo()
+    placed = {module: torch.device(where) for module, where in dict(device_map).items()} if device_map != "auto" else {}
+    assert given == [placed or "auto"]
+    best = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    assert model.device == placed.get("", best)
+    assert model.vision_device == placed.get("model.visual", model.device)
     answers_like_native(model)
 
 

@@ -19,8 +19,8 @@ class Qwen25Positions(Qwen2Positions):
 
     Native takes k = 0, 1, 2 …; with true time, k is the tubelet's time in units of ``second_per_grid``. The product is
     float32, as in transformers, so that evenly spaced tubelets get native's ids exactly and a gap counts for what it
-    lasted. In float64, which vLLM takes, some ids differ by one: with 2 tokens per second and 0.7, 0.9 or 1.4 s a tubelet
-    first those of tubelets 45, 15 and 45.
+    lasted. In float64, which vLLM takes, some ids differ by one: at 2 tokens per second and 0.7, 0.9 or 1.4 s a tubelet
+    those of tubelets 45, 15 and 45 are the first.
     """
 
     def rope_arguments(self, segments: Sequence[Segment]) -> dict[str, Any]:
