@@ -66,6 +66,7 @@ def answers_like_native(model: QwenVideoModel, **config: Any) -> ClipAnswerer:
         ({"torch_dtype": "float8"}, "torch_dtype must be one of .*'float8'"),
         ({"attn_implementation": "fast"}, "attn_implementation must be one of .*'fast'"),
         ({"quantization": "int3"}, "quantization must be one of .*'int3'"),
+        ({"text_positions": "guess"}, "text_positions must be one of .*'guess'"),
         ({"kv_cache": "small"}, "kv_cache must be one of .*'small'"),
         ({"kv_cache": "fp8", "background_encoding": "full"}, "background_encoding 'full' needs kv_cache 'full'"),
         ({"features_device": "disk"}, "features_device must be one of .*'disk'"),

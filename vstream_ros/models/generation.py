@@ -30,7 +30,7 @@ class _LastScores(LogitsProcessor):
         self._row = scores[0]
         if self._sampling:
             # Drawing from what is not finite would end CUDA for the whole process; ``log_probability`` refuses it then.
-            return torch.where(scores.float().logsumexp(-1, keepdim=True).isfinite(), scores, torch.zeros_like(scores))
+            return torch.where(scores.logsumexp(-1, keepdim=True).isfinite(), scores, torch.zeros_like(scores))
         return scores
 
     def log_probability(self, token: int) -> float:

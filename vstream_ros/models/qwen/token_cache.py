@@ -27,11 +27,12 @@ class TokenCache:
         return len(self._kept)
 
     def ids(self, text: str) -> np.ndarray:
-        """(tokens,) int64, to be read only."""
+        """(tokens,) int64, read-only."""
         if (kept := self._kept.get(text)) is not None:
             self._kept.move_to_end(text)
             return kept
         ids = np.array(self._tokenize(text), dtype=np.int64)
+        ids.setflags(write=False)
         if _size(text, ids) * LARGEST_SHARE <= self._max_bytes:
             self._kept[text] = ids
             self.nbytes += _size(text, ids)
