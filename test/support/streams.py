@@ -55,7 +55,7 @@ class RandomStream:
             time_positions=str(rng.choice(["true", "index"])),
             text_positions=text_positions,
             prefill_chunk_tubelets=int(rng.integers(1, 5)),
-            camera_block_s=float(rng.choice([1.0, 3.0])),
+            camera_block_s=float(rng.choice([1.0, 3.0, 10.0])),
             features_max_bytes=int(rng.choice([0, 1 << 30])),
             forks_max_bytes=int(rng.choice([0, 1 << 30])),
         )

@@ -92,7 +92,7 @@ def test_the_next_question_about_a_clip_gets_the_prompt_that_it_would_get_alone(
     for segments in ([one], [other], labelled, labelled[::-1], [one]):
         for question in questions:
             kept = any_model.build_prompt(segments, question, true_time=true_time)
-            any_model.prompts.forget_prefixes()
+            any_model.prompts._prefixes.clear()
             alone = any_model.build_prompt(segments, question, true_time=true_time)
             for name in ("input_ids", "position_ids", "tubelet_ids"):
                 assert np.array_equal(getattr(kept, name), getattr(alone, name))

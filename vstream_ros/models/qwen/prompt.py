@@ -1,8 +1,8 @@
 """Frames and a question to a prompt, from the parts of the installed processor, without touching a pixel.
 
-The text and its layout come from the processor and positions from the model, never from a formula of our own; a check
-at load (``native.check_layout``) compares the result with a full call of the processor, so that a version that lays out
-its prompt in another way is refused instead of being answered wrongly.
+The text and its layout come from the processor and positions from the model, changed by the rules of ``positions``
+alone; a check at load (``NativeInference.check_layout``) compares the result with a full call of the processor, so that
+a version that lays out its prompt in another way is refused instead of being answered wrongly.
 """
 
 from __future__ import annotations
@@ -130,10 +130,6 @@ class PromptBuilder:
             while len(self._prefixes) > PREFIXES:
                 self._prefixes.popitem(last=False)
         return prompt
-
-    def forget_prefixes(self) -> None:
-        """Build the next prompt from nothing."""
-        self._prefixes.clear()
 
     def template_text(self, segments: Sequence[Segment], question: str) -> str:
         """The chat template's text with one placeholder per segment; control tokens in user text are neutralised."""
