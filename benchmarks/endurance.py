@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.equality import random_frame, random_question
 from benchmarks.latency import machine
+from support.frames import random_frame
+from support.streams import random_question
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.synthetic.random_model import random_model
 

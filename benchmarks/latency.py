@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.equality import random_frame
 from benchmarks.eval import load
+from support.frames import random_frame
 from training.tiny_config import FRAME_SIZE
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.answers import Question

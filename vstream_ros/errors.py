@@ -23,7 +23,7 @@ class NotReadyError(VStreamError):
 
 
 class ModelFailedError(VStreamError):
-    """The model could not be loaded."""
+    """The model could not be loaded, or what it computes is no answer."""
 
     code = "MODEL_FAILED"
 

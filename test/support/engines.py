@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from benchmarks.equality import random_frame
+from support.frames import random_frame
 from vstream_ros import errors
 from vstream_ros.engine import Answer, DelayedBatchInferenceEngine
 

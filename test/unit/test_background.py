@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.equality import cached_answer, compare, native_answer, random_frame
+from support.equality import cached_answer, compare, native_answer
+from support.frames import random_frame
 from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, Question
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager

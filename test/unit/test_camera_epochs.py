@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.equality import compare, native_answer, recorded_logits
 from support.engines import Gate, fails_with, feed
+from support.equality import compare, native_answer, recorded_logits
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.engine.answerer import ClipAnswerer

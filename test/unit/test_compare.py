@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.equality import random_frame
+from support.frames import random_frame
 from vstream_ros.compare.comparison import terminal_table, write_json, write_page
 from vstream_ros.compare.measure import compare
 from vstream_ros.errors import NoFramesError, OutOfMemoryError

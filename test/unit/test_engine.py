@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.equality import compare, native_answer, random_frame, recorded_logits
 from support.engines import Gate, fails_with, feed
+from support.equality import compare, native_answer, recorded_logits
+from support.frames import random_frame
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, ModelState, Question
 from vstream_ros.memory import MemoryConfig, Verdict

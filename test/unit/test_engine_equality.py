@@ -7,20 +7,15 @@ import copy
 import numpy as np
 import pytest
 
-from benchmarks.equality import (
-    CONTROL_THRESHOLD,
-    CONTROLS,
-    LOGIT_TOLERANCE,
-    cached_answer,
-    compare,
-    native_answer,
-    random_frame,
-    run_stream,
-)
+from support.controls import CONTROL_THRESHOLD, CONTROLS
+from support.equality import LOGIT_TOLERANCE, cached_answer, compare, native_answer
+from support.frames import random_frame
+from support.streams import run_stream
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.answers import Question
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.memory import MemoryConfig, SmartFrameManager
+from vstream_ros.models.base import TEXT_POSITIONS
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 QUESTION = Question("what happened?", max_new_tokens=6)
@@ -42,7 +37,7 @@ def filled(model: QwenVideoModel, frames: int, height: int, width: int, **memory
 
 @pytest.mark.parametrize("seed", range(8))
 def test_randomised_streams_equal_native_and_controls_are_seen(any_model: QwenVideoModel, seed: int) -> None:
-    result = run_stream(any_model, seed)
+    result = run_stream(any_model, seed, text_positions=TEXT_POSITIONS[seed % 2])
     assert result.comparisons
     worst = max(c.logit_difference for c in result.comparisons)
     assert all(c.tokens_equal for c in result.comparisons)
@@ -52,9 +47,10 @@ def test_randomised_streams_equal_native_and_controls_are_seen(any_model: QwenVi
         assert difference > CONTROL_THRESHOLD, f"{control} went unseen ({difference})"
 
 
+@pytest.mark.parametrize("text_positions", TEXT_POSITIONS)
 @pytest.mark.parametrize("seed", [100, 101])
-def test_questions_over_several_cameras_equal_native(any_model: QwenVideoModel, seed: int) -> None:
-    result = run_stream(any_model, seed, cameras=2 + seed % 2, steps=3)
+def test_questions_over_several_cameras_equal_native(any_model: QwenVideoModel, seed: int, text_positions: str) -> None:
+    result = run_stream(any_model, seed, text_positions=text_positions, cameras=2 + seed % 2, steps=3)
     assert result.comparisons
     assert all(c.equal for c in result.comparisons)
     assert min(result.controls.values()) > CONTROL_THRESHOLD

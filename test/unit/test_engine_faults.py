@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.equality import compare, native_answer, recorded_logits
 from support.engines import feed
+from support.equality import compare, native_answer, recorded_logits
 from support.faults import fault_at
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.equality import compare, native_answer, recorded_logits
 from support.engines import feed
+from support.equality import compare, native_answer, recorded_logits
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, Question
 from vstream_ros.engine.answerer import ClipAnswerer

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from benchmarks.equality import cached_answer, compare, native_answer, random_frame, recorded_logits
+from support.equality import cached_answer, compare, native_answer, recorded_logits
+from support.frames import random_frame
 from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, Question
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.errors import ConfigError, ModelFailedError
@@ -64,6 +66,7 @@ def answers_like_native(model: QwenVideoModel, **config: Any) -> ClipAnswerer:
         ({"torch_dtype": "float8"}, "torch_dtype must be one of .*'float8'"),
         ({"attn_implementation": "fast"}, "attn_implementation must be one of .*'fast'"),
         ({"quantization": "int3"}, "quantization must be one of .*'int3'"),
+        ({"text_positions": "guess"}, "text_positions must be one of .*'guess'"),
         ({"kv_cache": "small"}, "kv_cache must be one of .*'small'"),
         ({"kv_cache": "fp8", "background_encoding": "full"}, "background_encoding 'full' needs kv_cache 'full'"),
         ({"features_device": "disk"}, "features_device must be one of .*'disk'"),
@@ -143,9 +146,25 @@ def test_a_loaded_model_brings_its_placement() -> None:
 
 @needs_accelerate
 @pytest.mark.parametrize("device_map", [{"": "cpu"}, {"model.visual": "cpu", "": "cpu"}, "auto"])
-def test_a_device_map_answers_like_native(checkpoint: Path, device_map: Any) -> None:
+def test_a_device_map_answers_like_native(
+    checkpoint: Path, device_map: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one device the model does not show what it was given: transformers' own ``from_pretrained`` is asked."""
+    load_pretrained, given = AutoModelForImageTextToText.from_pretrained, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        given.append(kwargs["device_map"])
+        return load_pretrained(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", watched)
+    monkeypatch.setattr(PreTrainedModel, "to", lambda *_: pytest.fail("a placed model must stay where it is"))
     model = load(checkpoint, device="auto", device_map=device_map)
-    assert {model.device.type, model.vision_device.type} <= {"cpu", "cuda"}
+    monkeypatch.undo()
+    placed = {module: torch.device(where) for module, where in dict(device_map).items()} if device_map != "auto" else {}
+    assert given == [placed or "auto"]
+    best = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    assert model.device == placed.get("", best)
+    assert model.vision_device == placed.get("model.visual", model.device)
     answers_like_native(model)
 
 

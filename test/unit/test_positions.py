@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vstream_ros.errors import ModelFailedError
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
-from vstream_ros.models.base import Segment
+from vstream_ros.models.base import TEXT_POSITIONS, GenerationOptions, Segment
 from vstream_ros.models.loader import wrap_model
+from vstream_ros.models.qwen.positions import PositionRules
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 
@@ -90,13 +92,13 @@ def test_the_next_question_about_a_clip_gets_the_prompt_that_it_would_get_alone(
     for segments in ([one], [other], labelled, labelled[::-1], [one]):
         for question in questions:
             kept = any_model.build_prompt(segments, question, true_time=true_time)
-            any_model._prefixes.clear()
+            any_model.prompts._prefixes.clear()
             alone = any_model.build_prompt(segments, question, true_time=true_time)
             for name in ("input_ids", "position_ids", "tubelet_ids"):
                 assert np.array_equal(getattr(kept, name), getattr(alone, name))
             assert kept.spans == alone.spans
             assert kept.tubelets == alone.tubelets
-    assert any_model._prefixes
+    assert any_model.prompts._prefixes
 
 
 def test_the_layout_check_refuses_a_processor_that_lays_out_otherwise(
@@ -110,3 +112,162 @@ def test_the_layout_check_refuses_a_processor_that_lays_out_otherwise(
     monkeypatch.setattr(type(any_model.processor), "__call__", other_layout)
     with pytest.raises(ModelFailedError, match="lays out"):
         wrap_model(any_model.model, any_model.processor, name="x", min_pixels=56 * 56, max_pixels=112 * 112)
+
+
+# -- the text behind a video -------------------------------------------------------------------------------------------
+
+
+def positions_before_transformers_5(
+    input_ids: list[int], blocks: list[tuple[list[int], int, int]], video_token_id: int
+) -> np.ndarray:
+    """(3, length), as ``get_rope_index`` of transformers 4 had it: the next part starts at the last one's ``max`` + 1.
+
+    ``blocks``: of each video the temporal offsets of its tubelets, and the rows and columns of its tokens.
+    """
+    parts: list[np.ndarray] = []
+    at = 0
+    for offsets, rows, columns in blocks:
+        text = input_ids.index(video_token_id, at) - at
+        start = parts[-1].max() + 1 if parts else 0
+        parts.append(np.tile(np.arange(text), (3, 1)) + start)
+        grid = [(t, y, x) for t in offsets for y in range(rows) for x in range(columns)]
+        parts.append(np.array(grid).T + text + start)
+        at += text + len(grid)
+    start = parts[-1].max() + 1
+    parts.append(np.tile(np.arange(len(input_ids) - at), (3, 1)) + start)
+    return np.concatenate(parts, axis=1)
+
+
+def random_segments(model: QwenVideoModel, rng: np.random.Generator) -> list[Segment]:
+    """One to four blocks of random sizes, spacings and gaps, with and without labels."""
+    factor = model.frame_spec.factor
+    segments = []
+    for index in range(int(rng.integers(1, 5))):
+        spacing_ns = round(NANOSECONDS * float(rng.choice([0.4, 0.5, 0.7, 0.9, 1.0, 2.0])))
+        size = factor * rng.integers(2, 9, 2)
+        slots = np.cumsum(rng.choice([1, 1, 1, 7, 400], int(rng.integers(1, 30))))
+        frames = np.zeros((2, *size, 3), dtype=np.uint8)
+        tubelets = tuple(
+            Tubelet(100 * index + k, "camera", frames, (int(s) * spacing_ns,), int(s) * spacing_ns, 0.0)
+            for k, s in enumerate(slots)
+        )
+        label = f"camera {index}:" if rng.random() < 0.7 else ""
+        segments.append(Segment(tubelets, spacing_ns / NANOSECONDS, tubelets[0].time_ns, label))
+    return segments
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("true_time", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_text_goes_on_as_before_transformers_5(
+    models: dict[str, QwenVideoModel], family: str, true_time: bool, seed: int
+) -> None:
+    model, rng = models[family], np.random.default_rng(seed)
+    segments = random_segments(model, rng)
+    blocks = []
+    for block in segments:
+        steps = [round(k) if true_time and family == "qwen2_5_vl" else i for i, k in enumerate(block.grid_steps())]
+        # float32, as in transformers of any version
+        interval = np.float32(2) * np.float32(block.second_per_grid) if family == "qwen2_5_vl" else np.float32(1)
+        offsets = [int(np.float32(step) * interval) for step in steps]
+        height, width = block.tubelets[0].frames.shape[1:3]
+        blocks.append((offsets, height // model.frame_spec.factor, width // model.frame_spec.factor))
+    for question in ("what?", "and what came then?"):  # the second is made of the first one's video part
+        prompt = model.build_prompt(segments, question, true_time=true_time)
+        expected = positions_before_transformers_5(
+            prompt.input_ids.tolist(), blocks, model.model.config.video_token_id
+        )
+        assert np.array_equal(prompt.position_ids[1:], expected)
+        assert np.array_equal(prompt.position_ids[0], np.arange(len(prompt)))
+
+
+@pytest.mark.parametrize("text_positions", TEXT_POSITIONS)
+@pytest.mark.parametrize("true_time", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_native_inputs_have_the_same_ids_and_positions(
+    any_model: QwenVideoModel, true_time: bool, text_positions: str, seed: int
+) -> None:
+    """And none at all where the installed transformers makes the same by itself."""
+    segments = random_segments(any_model, np.random.default_rng(seed))
+    prompt = any_model.build_prompt(segments, "what?", true_time=true_time, text_positions=text_positions)
+    inputs = any_model.native.inputs(segments, "what?", PositionRules(true_time, text_positions))
+    assert np.array_equal(prompt.input_ids, inputs["input_ids"][0].numpy())
+    family = any_model.name
+    stock = family == "qwen3_vl" or (text_positions == "transformers" and (family == "qwen2_vl" or not true_time))
+    assert ("position_ids" in inputs) is not stock
+    if stock:
+        rope, _ = any_model.model.model.get_rope_index(**{k: v for k, v in inputs.items() if "pixel" not in k})
+        assert np.array_equal(prompt.position_ids[1:], rope[:, 0].numpy())
+    else:
+        assert np.array_equal(prompt.position_ids, inputs["position_ids"][:, 0].numpy())
+
+
+@pytest.mark.parametrize("text_positions", TEXT_POSITIONS)
+@pytest.mark.parametrize("true_time", [True, False])
+def test_decoding_goes_on_behind_the_last_position(
+    any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch, true_time: bool, text_positions: str
+) -> None:
+    """In native and in cached answers, whatever positions an earlier call has left in the model."""
+    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", None)
+    segments = random_segments(any_model, np.random.default_rng(1))
+    rules = {"true_time": true_time, "text_positions": text_positions}
+    prompt = any_model.build_prompt(segments, "what?", **rules)
+    cache = any_model.new_cache()
+    for segment in segments:
+        end = prompt.spans[prompt.tubelets.index(segment.tubelets[-1])][1]
+        any_model.prefill(prompt, end, any_model.encode(segment.tubelets), cache)
+    seen: list[np.ndarray] = []
+    language_model = any_model.model.model.language_model
+    hook = language_model.register_forward_pre_hook(
+        lambda _m, _a, kwargs: seen.append(kwargs["position_ids"][:, 0].numpy()), with_kwargs=True
+    )
+    try:
+        any_model.model.model.rope_deltas = torch.tensor([[10**6]])
+        cached = any_model.generate(prompt, cache, GenerationOptions(4))
+        any_model.model.model.rope_deltas = torch.tensor([[10**6]])
+        native = any_model.native_generate(segments, "what?", GenerationOptions(4), **rules)
+    finally:
+        hook.remove()
+    assert cached == native
+    assert len(seen) == 8
+    assert np.array_equal(seen[4], prompt.position_ids)
+    assert np.array_equal(seen[0], prompt.position_ids[:, prompt.prefix_length :])
+    for step in (1, 2, 3):
+        for position in (seen[step], seen[4 + step]):
+            assert np.array_equal(position, prompt.position_ids[:, -1:] + step)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_the_two_rules_are_two(models: dict[str, QwenVideoModel], family: str) -> None:
+    """Behind ten minutes of video the question stands where they end, or at their beginning."""
+    model = models[family]
+    block = segment([k * NANOSECONDS for k in range(600)], 1.0, model.frame_spec.factor)
+    for rule, distance in (("checkpoint", 1), ("transformers", 2 - (1198 if family == "qwen2_5_vl" else 599))):
+        prompt = model.build_prompt([block], "what?", true_time=True, text_positions=rule)
+        end = prompt.prefix_length
+        assert prompt.position_ids[1, end] - prompt.position_ids[1, end - 1] == distance
+
+
+def test_qwen3_knows_one_rule(models: dict[str, QwenVideoModel]) -> None:
+    model = models["qwen3_vl"]
+    segments = random_segments(model, np.random.default_rng(0))
+    one, other = (
+        model.build_prompt(segments, "what?", true_time=True, text_positions=rule) for rule in TEXT_POSITIONS
+    )
+    assert np.array_equal(one.position_ids, other.position_ids)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "tubelet", "difference"), [(0.7, 45, 1), (0.9, 15, 1), (1.4, 45, 1), (1.3, 45, -1), (1.0, 0, 0)]
+)
+def test_temporal_ids_are_transformers_float32(
+    models: dict[str, QwenVideoModel], seconds: float, tubelet: int, difference: int
+) -> None:
+    """``tubelet``: the first one whose id is another in float64 (which vLLM takes), by ``difference``."""
+    model = models["qwen2_5_vl"]
+    period_ns = round(seconds * NANOSECONDS)
+    ids = temporal_ids(model, segment([k * period_ns for k in range(100)], seconds, model.frame_spec.factor), True)
+    in_float64 = [int(k * (2 * (2 / (2 / seconds)))) for k in range(100)]  # by way of the rate, as the processor does
+    differs = [k for k in range(100) if ids[k] != in_float64[k]]
+    assert differs[:1] == ([tubelet] if difference else [])
+    assert ids[tubelet] - in_float64[tubelet] == difference

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.equality import Generated, compare, random_frame, recorded_logits
+from support.equality import Generated, compare, recorded_logits
 from support.faults import fault_at
+from support.frames import random_frame
 from vstream_ros.engine.timeline import Timeline
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.errors import CanceledError
@@ -165,6 +166,7 @@ def test_the_last_chunk_and_the_question_are_one_pass(
 def test_a_failing_answer_keeps_what_every_layer_holds(
     model: QwenVideoModel, tubelets: list[Tubelet], monkeypatch: pytest.MonkeyPatch, fails_in: str
 ) -> None:
+    monkeypatch.setattr(model.model.generation_config, "eos_token_id", None)  # there is a second token
     timeline = timeline_of(model, chunk=1)
     prompt = prompt_of(model, tubelets[:3])
     layer = model.model.model.language_model.layers[1]

@@ -18,7 +18,13 @@ from vstream_ros.engine.segments import clip_segments
 from vstream_ros.engine.timeline import SyncReport, Timeline
 from vstream_ros.engine.timelines import Timelines
 from vstream_ros.engine.vision_cache import VisionCache
-from vstream_ros.errors import CanceledError, InvalidRequestError, QuestionTimeoutError, VStreamError
+from vstream_ros.errors import (
+    CanceledError,
+    InvalidRequestError,
+    ModelFailedError,
+    QuestionTimeoutError,
+    VStreamError,
+)
 from vstream_ros.memory.clip import Clip
 from vstream_ros.models.base import GenerationOptions, Prompt, VideoModel
 
@@ -40,21 +46,25 @@ class Interrupts:
 
 @dataclass
 class _Decoding:
-    """The tokens of the answer that is being generated."""
+    """The answer that is being generated: what is told of it meanwhile, and in the end what counts."""
 
     model: VideoModel
     interrupts: Interrupts
-    token_ids: list[int] = field(default_factory=list)
-    log_probability: float = 0.0
+    token_ids: tuple[int, ...] = ()
+    """As reported so far; from ``finish`` on the answer's own."""
+    log_probabilities: list[float] = field(default_factory=list)
     first_token_at: float = 0.0
     stopped_by: VStreamError | None = None
+    stopped_after: int = 0
+    """Tokens after which ``stopped_by`` was found."""
 
     def on_token(self, token_id: int, log_probability: float) -> bool:
         if not self.token_ids:
             self.first_token_at = time.monotonic()
-        self.token_ids.append(token_id)
-        self.log_probability += log_probability
-        self.stopped_by = self._tell() or self.interrupts.check()
+        self.token_ids += (token_id,)
+        self.log_probabilities.append(log_probability)
+        if self.stopped_by is None:
+            self.stopped_by, self.stopped_after = self._tell() or self.interrupts.check(), len(self.token_ids)
         return self.stopped_by is not None
 
     def _tell(self) -> VStreamError | None:
@@ -72,10 +82,17 @@ class _Decoding:
             return failed
         return None
 
+    def finish(self, token_ids: tuple[int, ...]) -> None:
+        """``generate`` returned ``token_ids``: forget what was reported behind them."""
+        self.token_ids = token_ids
+        del self.log_probabilities[len(token_ids) :]
+        if self.stopped_after > len(token_ids):
+            self.stopped_by = None  # the answer was complete before
+
     @property
     def confidence(self) -> float:
         """Geometric mean of the tokens' probabilities."""
-        return math.exp(self.log_probability / len(self.token_ids)) if self.token_ids else 0.0
+        return math.exp(math.fsum(self.log_probabilities) / len(self.token_ids)) if self.token_ids else 0.0
 
 
 class ClipAnswerer:
@@ -98,7 +115,10 @@ class ClipAnswerer:
     def prompt(self, clips: Sequence[Clip], question: str) -> Prompt:
         """The whole prompt, as native inference would have it."""
         segments = clip_segments(clips, self.cameras, self.config.camera_block_s)
-        return self.model.build_prompt(segments, question, true_time=self.config.time_positions == "true")
+        true_time = self.config.time_positions == "true"
+        return self.model.build_prompt(
+            segments, question, true_time=true_time, text_positions=self.config.text_positions
+        )
 
     def answer(
         self,
@@ -120,6 +140,7 @@ class ClipAnswerer:
 
         Raises:
             InvalidRequestError: prompt and answer would not fit into the model's context.
+            ModelFailedError: the model's logits are not finite; the caches were dropped.
             VStreamError: whatever ``interrupts`` says; its ``answer`` then holds the text so far.
             Exception: whatever the model raises; the KV cache that it was working on is then emptied.
         """
@@ -140,11 +161,15 @@ class ClipAnswerer:
             report = timeline.answer(prompt, options, interrupts.raise_if_due)
         except (CanceledError, QuestionTimeoutError):
             raise  # between two calls of the model: what is held is whole
+        except ModelFailedError:
+            self.drop_caches()  # what is not finite may be in there
+            raise
         except Exception:
             timeline.reset()  # it holds what every layer holds, but what a failing model wrote there is not known
             raise
         finally:
             timelines.shrink()
+        decoding.finish(report.token_ids)
         text = self.model.decode_text(decoding.token_ids)
         if decoding.stopped_by is not None:
             decoding.stopped_by.answer = text
@@ -165,7 +190,7 @@ class ClipAnswerer:
             confidence=decoding.confidence,
             frame_cameras=tuple(t.camera for t in prompt.tubelets for _ in t.stamps_ns),
             frame_stamps_ns=tuple(stamp for t in prompt.tubelets for stamp in t.stamps_ns),
-            token_ids=tuple(decoding.token_ids),
+            token_ids=decoding.token_ids,
         )
 
     def encode_ahead(self, clips: Sequence[Clip]) -> bool:

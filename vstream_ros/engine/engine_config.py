@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vstream_ros.errors import ConfigError
+from vstream_ros.models.base import TEXT_POSITIONS
 
 TIME_POSITIONS = ("true", "index")
 BACKGROUND_ENCODING = ("off", "vision", "full")
@@ -49,6 +50,10 @@ class EngineConfig:
     min_pixels: int = 56 * 56
     time_positions: str = "true"
     """"true": temporal positions from the stamps, also over the gaps that eviction leaves; "index": by order alone."""
+    text_positions: str = "checkpoint"
+    """Where the text behind a video goes on in Qwen2-VL and Qwen2.5-VL. "checkpoint": at the video's greatest position
+    + 1, time included, as these were trained; "transformers": as the installed transformers has it, without the time.
+    Qwen3-VL knows one rule only."""
     camera_block_s: float = 10.0
     """A question over several cameras alternates between them in video blocks of this many seconds."""
     prefill_chunk_tubelets: int = 8
@@ -76,6 +81,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("time_positions", TIME_POSITIONS),
+            ("text_positions", TEXT_POSITIONS),
             ("background_encoding", BACKGROUND_ENCODING),
             ("torch_dtype", TORCH_DTYPES),
             ("attn_implementation", ATTN_IMPLEMENTATIONS),

@@ -23,6 +23,8 @@ class SyncReport:
     tubelets_prefilled: int = 0
     encoding_s: float = 0.0
     """Seconds in the vision encoder."""
+    token_ids: tuple[int, ...] = ()
+    """The answer, end token included; of ``Timeline.answer`` only."""
 
 
 class Timeline:
@@ -113,8 +115,8 @@ class Timeline:
     ) -> SyncReport:
         """Make the cache hold ``prompt`` as ``sync`` does, decode the answer, and forget question and answer again.
 
-        The last chunk goes through the model together with the question: one pass over its weights less. Tokens come
-        through ``options.on_token``. Whatever is raised on the way, the cache keeps what all of its layers hold.
+        The last chunk goes through the model together with the question: one pass over its weights less. Whatever is
+        raised on the way, the cache keeps what all of its layers hold.
         """
         report, groups = self._keep_prefix(prompt)
         for group in groups[:-1]:
@@ -125,7 +127,7 @@ class Timeline:
         end = prompt.prefix_length
         held = len(self)
         try:
-            self._model.generate(prompt, self.cache, options, features)
+            report.token_ids = tuple(self._model.generate(prompt, self.cache, options, features))
         finally:
             if features and all(layer.is_initialized and layer.get_seq_length() >= end for layer in self.cache.layers):
                 self._record(prompt, end)

@@ -13,6 +13,9 @@ import torch
 from vstream_ros.errors import FrameError
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 
+TEXT_POSITIONS = ("checkpoint", "transformers")
+"""Where the text behind a video may go on; see ``VideoModel.build_prompt``."""
+
 
 @dataclass(frozen=True)
 class FrameSpec:
@@ -117,7 +120,8 @@ class GenerationOptions:
     """0: greedy."""
     seed: int = 0
     on_token: Callable[[int, float], bool] | None = field(default=None, compare=False)
-    """Called after each token with its id and log-probability; a true value ends the answer."""
+    """Called after each token with its id and log-probability; a true value ends the answer. What ``generate`` returns
+    is the answer: this may have been called for one token behind it."""
 
 
 class VideoModel(abc.ABC):
@@ -137,10 +141,14 @@ class VideoModel(abc.ABC):
     """Whether a KV cache can be cropped and forked; one that can't serves a single question."""
 
     @abc.abstractmethod
-    def build_prompt(self, segments: Sequence[Segment], question: str, *, true_time: bool) -> Prompt:
+    def build_prompt(
+        self, segments: Sequence[Segment], question: str, *, true_time: bool, text_positions: str = "checkpoint"
+    ) -> Prompt:
         """The prompt that the installed processor makes of these frames and this question.
 
         No pixel is touched. ``true_time``: temporal positions from the tubelets' times, not from their order.
+        ``text_positions``: where the text behind a video goes on, as the checkpoint was trained ("checkpoint") or as
+        the installed "transformers" has it; the same where a family has one rule only.
         """
 
     @abc.abstractmethod
@@ -173,6 +181,9 @@ class VideoModel(abc.ABC):
 
         Returns:
             the new token ids, end token included.
+
+        Raises:
+            ModelFailedError: the logits are not finite.
         """
 
     @abc.abstractmethod

@@ -15,6 +15,7 @@ from vstream_ros.models.qwen.qwen2_5_vl import Qwen25VideoModel
 from vstream_ros.models.qwen.qwen2_vl import Qwen2VideoModel
 from vstream_ros.models.qwen.qwen3_vl import Qwen3VideoModel
 from vstream_ros.models.qwen.video_model import QwenVideoModel
+from vstream_ros.models.weights import check_loaded_weights
 
 FAMILIES: dict[str, type[QwenVideoModel]] = {
     "qwen2_vl": Qwen2VideoModel,
@@ -166,16 +167,19 @@ def load_model(
         if family not in FAMILIES:
             raise ModelFailedError(f"{model_id} is of the family {family!r}; supported are {sorted(FAMILIES)}")
         processor = AutoProcessor.from_pretrained(model_id, **local)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, loading_info = AutoModelForImageTextToText.from_pretrained(
             model_id,
             dtype=dtype,
             attn_implementation=attn_implementation,
             use_safetensors=True,
             device_map=placement,
             quantization_config=quantized,
+            ignore_mismatched_sizes=True,  # refused below, in a sentence that names them
+            output_loading_info=True,
             **local,
         )
         model = model.to(where) if placement is None else model
+        check_loaded_weights(model, loading_info, model_id)
         # A checkpoint's processor says how large a frame may be; far more would be far from what it was trained on.
         max_pixels = min(max_pixels, dict(processor.video_processor.size).get("longest_edge") or max_pixels)
         min_pixels = min(min_pixels, max_pixels)

@@ -55,6 +55,7 @@ _ENGINE: dict[str, _Row] = {
     "max_pixels": ("pixels of one frame at most; larger images are scaled down", 1, INT_MAX),
     "min_pixels": ("pixels of one frame at least; smaller images are scaled up", 1, INT_MAX),
     "time_positions": ("true: temporal positions from the stamps; index: from the order alone", None, None),
+    "text_positions": ("where text goes on behind a video: checkpoint (as trained) or transformers", None, None),
     "camera_block_s": ("seconds of one camera's video in a row, in a question over several cameras", 0.0, 1e9),
     "prefill_chunk_tubelets": ("tubelets (2 frames each) encoded in one step", 1, INT_MAX),
     "features_max_bytes": ("bytes of vision features kept at most", 0, 2**62),
