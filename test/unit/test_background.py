@@ -202,7 +202,21 @@ def test_off_computes_nothing_ahead(engine: DelayedBatchInferenceEngine) -> None
     feed(engine, 4)
     answerer = engine._host.answerer
     assert answerer is not None
-    time.sleep(0.2)
+    steps: list[float | None] = []
+    stepped = threading.Event()
+
+    def watched() -> float | None:
+        steps.append(engine._work_ahead.step())
+        stepped.set()
+        return steps[-1]
+
+    engine._thread._background = watched
+    engine._thread.run(lambda: None).result(timeout=60)
+    assert stepped.wait(60)
+    # None: the thread waits for whatever comes next. And nothing comes: the frames did not even wake it.
+    feed(engine, 1, start=4)
+    assert engine._thread._inbox.empty()
+    assert steps == [None]
     assert len(answerer.vision) == 0
     assert len(answerer.timelines.current) == 0
 
@@ -239,7 +253,7 @@ def test_a_question_waits_for_one_step_at_most(
 
 @pytest.mark.parametrize("engine", [{"background_encoding": "full", "background_duty": 0.25}], indirect=True)
 def test_the_duty_cycle_leaves_the_device_to_others(engine: DelayedBatchInferenceEngine) -> None:
-    engine._thread.close()  # the test takes the steps itself
+    engine._thread.close("the test takes the steps itself")
     feed(engine, 3)
     started = time.monotonic()
     pause_s = engine._work_ahead.step()

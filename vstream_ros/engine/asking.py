@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-
-import torch
 
 from vstream_ros.engine.answerer import Interrupts
 from vstream_ros.engine.answers import Answer, Question
@@ -13,10 +12,12 @@ from vstream_ros.engine.camera_memories import CameraMemories
 from vstream_ros.engine.device_memory import is_out_of_memory
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_thread import PendingAnswer
+from vstream_ros.engine.recovery import first_line, forget_frames, recover_from_out_of_memory
 from vstream_ros.engine.status import StatusBoard
 from vstream_ros.errors import CanceledError, InvalidRequestError, NoFramesError, OutOfMemoryError, VStreamError
 from vstream_ros.memory import Clip
 
+logger = logging.getLogger(__name__)
 NOTHING_TAKEN: tuple[float, tuple[Clip, ...], int] = (float("-inf"), (), -1)
 
 
@@ -53,22 +54,8 @@ class QuestionDesk:
     def answer(self, pending: PendingAnswer) -> Answer:
         """In the model's thread: take clip and epoch, answer, publish what the timeline now holds."""
         try:
-            answer = self._compute(pending)
-        except VStreamError as error:
-            self._board.count_failure(error)
-            raise
+            answer = self._answer_or_recover(pending)
         except Exception as error:
-            if self._host.answerer is not None:
-                self._host.answerer.drop_caches()
-            if is_out_of_memory(error):
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                out_of_memory = OutOfMemoryError(
-                    "the device ran out of memory; lower max_pixels, star_memory_size or stream_window_size "
-                    "(the frames are kept, the caches were dropped)"
-                )
-                self._board.count_failure(out_of_memory)
-                raise out_of_memory from error
             self._board.count_failure(error)
             raise
         finally:
@@ -76,10 +63,29 @@ class QuestionDesk:
         self._board.count_answer(answer)
         return answer
 
+    def _answer_or_recover(self, pending: PendingAnswer) -> Answer:
+        """``_compute``; the caches are dropped after an unexpected failure, which may have left them in disorder."""
+        try:
+            return self._compute(pending)
+        except VStreamError:
+            raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                if self._host.answerer is not None:
+                    self._host.answerer.drop_caches()
+                raise
+            logger.warning("a question ran out of memory", exc_info=True)
+            reason = first_line(error)
+            forget_frames(error)
+        # Not in the except: until its end the error holds what the failed step had computed.
+        recover_from_out_of_memory(self._host.answerer, keep_intact=False)
+        raise OutOfMemoryError(
+            "the device ran out of memory; lower max_pixels, star_memory_size or stream_window_size "
+            f"(the frames are kept, the caches were dropped): {reason}"
+        )
+
     def _compute(self, pending: PendingAnswer) -> Answer:
-        self._host.require()  # it may have been unloaded while the question waited
-        answerer = self._host.answerer
-        assert answerer is not None
+        answerer = self._host.require()  # it may have been unloaded while the question waited
         question = pending.question
         part = (question.cameras, question.start_ns, question.end_ns) if question.is_about_a_part else None
         clips, epoch = self._take_clips(pending)

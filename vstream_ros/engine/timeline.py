@@ -143,6 +143,11 @@ class Timeline:
         self._tokens = self._tokens[:, :length]
         self._name_tubelets()
 
+    @property
+    def is_intact(self) -> bool:
+        """Whether every layer holds as many tokens as the bookkeeping says."""
+        return all((layer.get_seq_length() if layer.is_initialized else 0) == len(self) for layer in self.cache.layers)
+
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` where the bookkeeping and the cache disagree (tests call this)."""
         for layer in self.cache.layers:
