@@ -74,9 +74,8 @@ class QuestionDesk:
                 if self._host.answerer is not None:
                     self._host.answerer.drop_caches()
                 raise
-            logger.warning("a question ran out of memory", exc_info=True)
             reason = first_line(error)
-            forget_frames(error)
+            logger.warning("a question ran out of memory:\n%s", forget_frames(error))
         # Not in the except: until its end the error holds what the failed step had computed.
         recover_from_out_of_memory(self._host.answerer, keep_intact=False)
         raise OutOfMemoryError(

@@ -69,10 +69,9 @@ class WorkAhead:
         worked = False
         try:
             worked = self._work(answerer)
-        except Exception as error:
-            logger.exception("background work failed")
+        except Exception as error:  # noqa: BLE001  (the thread must outlive it)
             out_of_memory, failure = is_out_of_memory(error), first_line(error)
-            forget_frames(error)
+            logger.error("background work failed:\n%s", forget_frames(error))
         finally:
             self._board.publish()
         if failure:

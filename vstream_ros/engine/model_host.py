@@ -164,8 +164,10 @@ class ModelHost:
             with _ONE_LOAD_AT_A_TIME:
                 return self._load_and_install(ticket)
         except Exception as error:  # noqa: BLE001  (raised again, below)
+            text = forget_frames(error)  # they hold a model that is half loaded
+            if not isinstance(error, VStreamError):
+                logger.error("a load failed unexpectedly:\n%s", text)
             failure = self._note_failure(ticket, error)
-            forget_frames(error)  # they hold a model that is half loaded
         release_unused_memory()
         raise failure
 
@@ -282,18 +284,18 @@ class ModelHost:
         """State and error after a failed load, unless it was overtaken; the error to raise."""
         if isinstance(error, CanceledError):
             return error
-        known = isinstance(error, VStreamError)
-        text = str(error) if known else first_line(error)
+        if not isinstance(error, VStreamError):
+            defect = f"{first_line(error)} (this is a defect, the log has the traceback)"
+            error, cause = ModelFailedError(f"{ticket.name} could not be loaded: {defect}"), error
+            error.__cause__ = cause
         with self._lock:
             old = self._answerer
+            told = error
             if old is not None:
-                text = f"reload of {ticket.name} failed: {text}; {old.model.name} still answers"
+                told = type(error)(f"reload of {ticket.name} failed: {error}; {old.model.name} still answers")
+                told.__cause__ = error
             if ticket is self._ticket:
-                self._state, self._error = ModelState.READY if old is not None else ModelState.FAILED, text
-        if old is None or not known:
-            return error
-        told = type(error)(text)
-        told.__cause__ = error
+                self._state, self._error = ModelState.READY if old is not None else ModelState.FAILED, str(told)
         return told
 
     def _check_context(self, model: VideoModel) -> None:

@@ -65,7 +65,9 @@ class _Job(Generic[T]):
         try:
             result = self._work()
         except Exception as error:  # noqa: BLE001  (the caller finds it in the future)
-            forget_frames(error)
+            text = forget_frames(error)
+            if not isinstance(error, VStreamError):
+                logger.error("the model's thread could not do its job:\n%s", text)
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
@@ -231,13 +233,12 @@ class ModelThread:
         try:
             outcome = pending.due() or self._answer(pending)
         except VStreamError as error:
+            forget_frames(error)  # the caller may keep it for ever
             outcome = error
-        except Exception as error:  # the thread must outlive what one question does
-            logger.exception("a question failed unexpectedly")
+        except Exception as error:  # noqa: BLE001  (the thread must outlive what one question does)
+            logger.error("a question failed unexpectedly:\n%s", forget_frames(error))
             outcome = VStreamError(f"{type(error).__name__}: {error}; this is a defect, the log has the traceback")
             outcome.__cause__ = error
-        if isinstance(outcome, VStreamError):
-            forget_frames(outcome)  # the caller may keep the error for ever
         self._finish(pending, outcome)
 
     def _finish(self, pending: PendingAnswer, outcome: Answer | VStreamError) -> None:

@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from vstream_ros.engine.answerer import ClipAnswerer
 
 
-def forget_frames(error: BaseException) -> None:
-    """Drop the local variables of every frame that ``error`` and its causes came through; the traceback's text stays.
+def forget_frames(error: BaseException) -> str:
+    """Part ``error`` and its causes from the frames that they came through; returns the traceback's text.
 
-    They hold the activations and features of the step that failed for as long as anybody holds the error.
+    The frames' variables hold the activations and features of the step that failed, for as long as anybody holds the
+    error or its traceback. Log the text, therefore, and not the error: handlers may keep their records.
     """
+    text = "".join(traceback.format_exception(error))
     seen: set[int] = set()
     chain: list[BaseException | None] = [error]
     while chain:
@@ -24,7 +26,9 @@ def forget_frames(error: BaseException) -> None:
             continue
         seen.add(id(link))
         traceback.clear_frames(link.__traceback__)
+        link.__traceback__ = None  # a cleared frame still holds what its function closes over
         chain += [link.__cause__, link.__context__]
+    return text
 
 
 def first_line(error: BaseException) -> str:

@@ -169,20 +169,15 @@ class QaNode(LifecycleNode):
         model = self.settings.model
         self.get_logger().info(f"loading {model}")
         future = engine.load(model)
-        future.add_done_callback(lambda loaded: self._log_load(model, loaded))
+        future.add_done_callback(self._log_load)
         return future
 
-    def _log_load(self, model: str, loaded: ThreadFuture[str]) -> None:
+    def _log_load(self, loaded: ThreadFuture[str]) -> None:
         error = loaded.exception()
         if error is None:
             self.get_logger().info(f"{loaded.result()} is ready")
-        elif isinstance(error, CanceledError):
-            return  # a later load, unload or cleanup took its place
-        elif isinstance(error, VStreamError):
+        elif not isinstance(error, CanceledError):  # that: a later load, unload or cleanup took its place
             self.get_logger().error(f"{error}; call ~/reload_model when that is mended")
-        else:
-            text = "".join(traceback.format_exception(error))
-            self.get_logger().error(f"{model} could not be loaded:\n{text}")
 
     def _activate(self) -> None:
         try:
