@@ -15,7 +15,7 @@ from benchmarks.equality import random_frame
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.engine.device_memory import is_out_of_memory
-from vstream_ros.engine.recovery import forget_frames
+from vstream_ros.engine.recovery import forget_frames, recover_from_out_of_memory
 from vstream_ros.synthetic.random_model import random_model
 
 OUT_OF_MEMORY = [
@@ -122,6 +122,25 @@ def test_failed_work_ahead_holds_nothing_of_its_forward_pass(
         assert forward.passes == 1
         assert forward.alive_at_recovery == [0]
         forward.end()
+
+
+@pytest.mark.parametrize("engine", ["off"], indirect=True)
+def test_recovery_keeps_what_is_intact_where_it_may(engine: DelayedBatchInferenceEngine) -> None:
+    feed(engine, 6)
+    engine.ask("what?")
+    engine.ask("then?", start_ns=10**9)
+    answerer = engine._host.answerer
+    assert answerer is not None
+    current, fork = answerer.timelines
+    fork.cache.layers[0].crop(-1)  # as after a step that failed between two layers
+    held = len(current)
+    recover_from_out_of_memory(answerer, keep_intact=True)
+    assert (len(current), len(fork)) == (held, 0)
+    answerer.timelines.check_integrity()
+    assert len(answerer.vision) > 0
+    assert engine.ask("what?")[1]["cache_hit"] is True
+    recover_from_out_of_memory(answerer, keep_intact=False)
+    assert len(current) == len(answerer.vision) == 0
 
 
 def test_forgetting_frames_reaches_the_causes_and_keeps_the_text() -> None:
