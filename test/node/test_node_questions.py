@@ -145,7 +145,7 @@ def test_a_full_queue_says_busy(start, planner):
     node.wait_kept(FRAMES)
     node.wait_ready()
     waiting = [planner.ask_later(max_new_tokens=LONG) for _ in range(2)]
-    wait_until(lambda: node.node.engine.status().queued_questions == 2, "two questions in the queue")
+    wait_until(lambda: node.node.open_questions == 2, "two questions are taken")
     response = planner.ask()
     assert code_name(response) == "BUSY"
     node.node.engine.cancel_all("the test is over")
@@ -155,7 +155,7 @@ def test_a_full_queue_says_busy(start, planner):
 
 def test_images_flow_while_a_question_is_answered(watching, planner):
     asked = planner.ask_later(max_new_tokens=LONG)
-    wait_until(lambda: watching.node.engine.status().queued_questions, "the question runs")
+    wait_until(lambda: watching.node.engine.status().running_question, "the question runs")
     planner.publish(*(image(i) for i in range(FRAMES, FRAMES + 20)))
     watching.wait_kept(FRAMES + 20)
     assert not asked.done()
@@ -201,7 +201,7 @@ def test_the_action_answers_with_feedback_on_the_way(watching, planner):
 def test_the_action_can_be_cancelled(watching, planner):
     handle = planner.send_goal(max_new_tokens=LONG)
     result = handle.get_result_async()
-    wait_until(lambda: watching.node.engine.status().queued_questions, "the question runs")
+    wait_until(lambda: watching.node.engine.status().running_question, "the question runs")
     time.sleep(0.5)
     cancel = wait_for_result(handle.cancel_goal_async(), "the cancellation")
     assert len(cancel.goals_canceling) == 1
@@ -221,7 +221,7 @@ def test_the_action_aborts_with_code_and_sentence(watching, planner):
 def test_deactivation_ends_questions_and_keeps_the_memory(watching, planner):
     asked = planner.ask_later(max_new_tokens=LONG)
     goal = planner.send_goal(max_new_tokens=LONG).get_result_async()
-    wait_until(lambda: watching.node.engine.status().queued_questions == 2, "the questions are taken")
+    wait_until(lambda: watching.node.open_questions == 2, "the questions are taken")
     assert planner.transition(Transition.TRANSITION_DEACTIVATE)
     assert code_name(wait_for_result(asked, "the answer", TIMEOUT_S)) == "CANCELED"
     outcome = wait_for_result(goal, "the result")

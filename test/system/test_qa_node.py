@@ -88,13 +88,15 @@ def test_a_robots_day(launch, planner, status):
 
     # SIGINT with a question in flight: the question gets its answer, the process ends well.
     running = planner.ask_later(max_new_tokens=20_000)
-    status(lambda s: s.queued_questions > 0 or running.done(), "the question runs")
+    waiting = planner.ask_later(max_new_tokens=20_000)
+    status(lambda s: s.queued_questions > 0 or running.done(), "one question runs, the other waits")
     time.sleep(0.5)
     assert not running.done()
     node.process.send_signal(signal.SIGINT)
     node.process.send_signal(signal.SIGINT)  # as ros2 launch and the terminal together do
     assert node.process.wait(EXIT_S) == 0
     assert code_name(wait_for_result(running, "the last answer")) == "CANCELED"
+    assert code_name(wait_for_result(waiting, "the waiting question's end")) == "CANCELED"
     assert "Traceback" not in node.log
 
 

@@ -9,11 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from support.equality import cached_answer, compare, native_answer
 from support.frames import random_frame
-from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, Question
+from vstream_ros.engine import (
+    BackgroundState,
+    DelayedBatchInferenceEngine,
+    EngineConfig,
+    PendingAnswer,
+    Question,
+    background,
+)
 from vstream_ros.engine.answerer import ClipAnswerer
+from vstream_ros.engine.background import FIRST_PAUSE_S, MAX_FAILURES, WorkAhead
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import random_model
@@ -199,11 +208,27 @@ def test_vision_leaves_only_the_prefill(engine: DelayedBatchInferenceEngine) -> 
     assert metrics["cache_hit"] is False
 
 
-def test_off_computes_nothing_ahead(engine: DelayedBatchInferenceEngine) -> None:
-    feed(engine, 4)
+def test_off_computes_nothing_ahead(
+    engine: DelayedBatchInferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answerer = engine._host.answerer
     assert answerer is not None
-    time.sleep(0.2)
+    pokes: list[None] = []
+    monkeypatch.setattr(engine._thread, "poke", lambda: pokes.append(None))
+    feed(engine, 4)
+    assert not pokes  # the frames did not wake the thread
+    steps: list[float | None] = []
+    stepped = threading.Event()
+
+    def watched() -> float | None:
+        steps.append(engine._work_ahead.step())
+        stepped.set()
+        return steps[-1]
+
+    engine._thread._background = watched
+    engine._thread.run(lambda: None).result(timeout=60)
+    assert stepped.wait(60)
+    assert steps == [None]  # awake, it finds nothing to do, and waits for whatever comes next
     assert len(answerer.vision) == 0
     assert len(answerer.timelines.current) == 0
 
@@ -240,7 +265,7 @@ def test_a_question_waits_for_one_step_at_most(
 
 @pytest.mark.parametrize("engine", [{"background_encoding": "full", "background_duty": 0.25}], indirect=True)
 def test_the_duty_cycle_leaves_the_device_to_others(engine: DelayedBatchInferenceEngine) -> None:
-    engine._thread.close()  # the test takes the steps itself
+    engine._thread.close("the test takes the steps itself")
     feed(engine, 3)
     started = time.monotonic()
     pause_s = engine._work_ahead.step()
@@ -250,6 +275,139 @@ def test_the_duty_cycle_leaves_the_device_to_others(engine: DelayedBatchInferenc
     while engine._work_ahead.step() is not None:
         pass
     assert engine.status().valid
+
+
+class Clock:
+    """Stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def work_of(engine: DelayedBatchInferenceEngine, clock: Clock) -> WorkAhead:
+    """The engine's work ahead, on ``clock``; the test takes the steps itself."""
+    engine._thread.close("the test takes the steps itself")
+    engine._work_ahead = WorkAhead(engine.config, engine._cameras, engine._host, engine._board, clock)
+    return engine._work_ahead
+
+
+def steps_until_pause(work: WorkAhead) -> float | None:
+    """What the thread does while nothing else comes in: the first pause, None where nothing is left."""
+    while (pause_s := work.step()) == 0.0:
+        pass
+    return pause_s
+
+
+def refuse_the_fifth(
+    answerer: ClipAnswerer, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> list[int]:
+    """The fifth tubelet can't be prefilled; the tubelets of every try appear in the list."""
+    tries: list[int] = []
+    prefill = answerer.model.prefill
+
+    def limited(prompt: Any, end: int, features: Any, cache: Any) -> None:
+        tries.append(sum(span[1] <= end for span in prompt.spans))
+        prefill(prompt, end, features, cache)
+        if tries[-1] == 5:
+            raise error
+
+    monkeypatch.setattr(answerer.model, "prefill", limited)
+    return tries
+
+
+@pytest.mark.parametrize("engine", [{"background_encoding": "full"}], indirect=True)
+def test_work_that_does_not_fit_pauses_ends_and_begins_again_with_an_answer(
+    engine: DelayedBatchInferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    work = work_of(engine, clock)
+    answerer = engine._host.answerer
+    assert answerer is not None
+    with monkeypatch.context() as patch:
+        tries = refuse_the_fifth(answerer, patch, torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nand more"))
+        feed(engine, 4)
+        assert steps_until_pause(work) is None
+        assert engine.status().background_state is BackgroundState.ON
+        pauses = []
+        for count in range(MAX_FAILURES - 1):
+            feed(engine, 1, start=4 + count)
+            pauses.append(steps_until_pause(work))
+            assert len(tries) == 5 + count
+            clock.now_s += 0.25
+            assert work.step() == pauses[-1] - 0.25  # a frame wakes it too early
+            status = engine.status()
+            assert (status.background_state, status.background_failures) == (BackgroundState.PAUSED, count + 1)
+            assert status.background_error == "OutOfMemoryError: CUDA out of memory. Tried 2 GiB"
+            assert status.timeline_tubelets == 4  # what was prefilled before stays
+            answerer.timelines.check_integrity()
+            clock.now_s += pauses[-1]
+        assert pauses == [FIRST_PAUSE_S * 2**k for k in range(MAX_FAILURES - 1)]
+        feed(engine, 1, start=20)
+        assert work.step() is None
+        status = engine.status()
+        assert (status.background_state, status.background_failures) == (BackgroundState.STOPPED, MAX_FAILURES)
+        for k in range(20):
+            clock.now_s += 1e6
+            feed(engine, 1, start=21 + k)
+            assert work.step() is None
+        assert tries == [1, 2, 3, 4] + [5] * MAX_FAILURES
+    engine._answer(PendingAnswer(QUESTION, deadline=float("inf"), arrived_at=0.0))
+    status = engine.status()
+    assert (status.background_state, status.background_failures, status.background_error) == (BackgroundState.ON, 0, "")
+    assert steps_until_pause(work) is None
+    assert engine.status().valid
+    assert engine.status().ahead_pending_tubelets == 0
+
+
+@pytest.mark.parametrize("change", ["clear", "load"])
+@pytest.mark.parametrize("engine", [{"background_encoding": "full"}], indirect=True)
+def test_any_failure_counts_and_a_change_begins_anew(
+    engine: DelayedBatchInferenceEngine, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    clock = Clock()
+    work = work_of(engine, clock)
+    answerer = engine._host.answerer
+    assert answerer is not None
+    feed(engine, 6)
+    with monkeypatch.context() as patch:
+        tries = refuse_the_fifth(answerer, patch, KeyError("boom"))
+        while (pause_s := steps_until_pause(work)) is not None:
+            assert len(answerer.timelines.current) == 0  # nobody knows what it left behind
+            clock.now_s += pause_s
+        assert tries == [1, 2, 3, 4, 5] * MAX_FAILURES  # steps that succeed on the way don't end the row
+    assert engine.status().background_error == "KeyError: 'boom'"
+    if change == "clear":
+        engine._drop_caches()
+    else:
+        engine._use(answerer.model, engine._host.announce_load(None))
+    assert engine.status().background_state is BackgroundState.ON
+    assert steps_until_pause(work) is None
+    assert engine.status().valid
+
+
+@pytest.mark.parametrize("engine", [{"background_encoding": "full"}], indirect=True)
+def test_the_thread_tries_again_by_itself_and_ends(
+    engine: DelayedBatchInferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer = engine._host.answerer
+    assert answerer is not None
+    monkeypatch.setattr(background, "FIRST_PAUSE_S", 1e-3)
+    tries: list[None] = []
+
+    def fail(*args: Any) -> bool:
+        tries.append(None)
+        raise KeyError("boom")
+
+    monkeypatch.setattr(answerer, "prefill_ahead", fail)
+    feed(engine, 3)
+    wait_until(lambda: engine.status().background_state is BackgroundState.STOPPED)
+    feed(engine, 3, start=3)
+    engine._thread.run(lambda: None).result(timeout=60)
+    assert len(tries) == MAX_FAILURES
+    assert engine.ask("what?")[1]["tubelets"] == 6
 
 
 @pytest.mark.parametrize("engine", [{"background_encoding": "full"}], indirect=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from vstream_ros.engine import DeviceMemory, EngineStatus, ModelState
+from vstream_ros.engine import BackgroundState, DeviceMemory, EngineStatus, ModelState
 from vstream_ros.memory import MemoryStatus
 from vstream_ros.node import diagnostics
 from vstream_ros.node.diagnostics import CameraReport, Level
@@ -99,10 +99,31 @@ def test_rejections_are_listed_by_reason():
     ],
 )
 def test_the_model(state, level, says):
-    entry = diagnostics.model(replace(READY, model_state=state, model_error="no such folder"), "active")
+    error = "no such folder" if state is ModelState.FAILED else ""
+    entry = diagnostics.model(replace(READY, model_state=state, model_error=error), "active")
     assert entry.level is level
     assert says in entry.message
     assert entry.values["lifecycle state"] == "active"
+
+
+def test_a_failed_reload_is_seen_while_the_old_model_answers():
+    error = "reload of n failed: no such folder; m still answers"
+    entry = diagnostics.model(replace(READY, model_error=error), "active")
+    assert entry.level is Level.WARN
+    assert error in entry.message
+    assert "reload_model" in entry.message
+
+
+@pytest.mark.parametrize(
+    ("state", "says"), [(BackgroundState.PAUSED, "pauses: KeyError: boom"), (BackgroundState.STOPPED, "rests until")]
+)
+def test_failing_work_ahead_is_seen(state, says):
+    assert diagnostics.memory(READY, []).values["work ahead"] == "off"
+    status = replace(READY, background_state=state, background_failures=3, background_error="KeyError: boom")
+    entry = diagnostics.memory(status, [])
+    assert entry.level is Level.WARN
+    assert "3 times in a row" in entry.message
+    assert says in entry.message
 
 
 def test_an_unconfigured_node_is_stale_not_wrong():
@@ -118,6 +139,8 @@ def test_questions():
     assert diagnostics.questions(READY, 64).level is Level.OK
     assert diagnostics.questions(READY, 64).values["answered"] == 3
     assert diagnostics.questions(replace(READY, queued_questions=64), 64).level is Level.WARN
+    assert diagnostics.questions(replace(READY, queued_questions=63), 64).level is Level.OK
+    assert diagnostics.questions(replace(READY, queued_questions=63, running_question=True), 64).level is Level.WARN
 
 
 def test_a_full_device_is_told():

@@ -326,6 +326,20 @@ def test_a_full_queue_answers_busy(loaded: tuple[Any, Any]) -> None:
             assert pending.future.result(timeout=60).metrics.new_tokens
 
 
+def test_the_status_tells_waiting_questions_from_the_running_one(engine: DelayedBatchInferenceEngine) -> None:
+    feed(engine, 2)
+    gate = Gate()
+    first = engine.submit(Question("talk", max_new_tokens=2), on_text=gate)
+    assert gate.reached.wait(60)
+    assert (engine.status().queued_questions, engine.status().running_question) == (0, True)
+    more = [engine.submit(Question("more", max_new_tokens=2)) for _ in range(2)]
+    assert (engine.status().queued_questions, engine.status().running_question) == (2, True)
+    gate.open()
+    for pending in (first, *more):
+        pending.future.result(timeout=60)
+    assert (engine.status().queued_questions, engine.status().running_question) == (0, False)
+
+
 def test_a_defect_is_an_error_of_one_question(
     engine: DelayedBatchInferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -461,9 +475,16 @@ def test_status_and_memory_add_up(engine: DelayedBatchInferenceEngine) -> None:
     memory = engine.device_memory()[0]
     assert memory.device == "cpu"
     assert 0 < memory.model < memory.allocated <= memory.peak_allocated
-    assert memory.frames == 12 * 84 * 84 * 3 or memory.frames == engine.status().cameras[0].nbytes
+    height, width = engine.frame_size(60, 80)
+    assert memory.frames == 12 * height * width * 3
     assert memory.kv_cache == after.timeline_bytes
     assert memory.features > 0
+    answerer = engine._host.answerer
+    assert answerer is not None
+    engine.ask("then?", start_ns=1_000_000_000)  # on a KV cache of its own, beside the current one
+    current, every = engine.status().timeline_bytes, engine.device_memory()[0].kv_cache
+    assert (current, every) == (answerer.timelines.current.nbytes, answerer.timelines.nbytes)
+    assert current < every
 
 
 def test_frames_may_be_added_while_questions_are_answered(engine: DelayedBatchInferenceEngine) -> None:

@@ -58,7 +58,7 @@ def test_work_ahead_lets_go_of_what_memory_forgot(loaded: tuple[Any, Any], mode:
         *loaded, "cpu", memory=MEMORY, max_pixels=84 * 84, background_encoding=mode
     ) as engine:
         answerer = answerer_of(engine)
-        engine._thread.close()  # the test takes the steps itself
+        engine._thread.close("the test takes the steps itself")
         for k in range(0, 40, 4):
             feed(engine, 4, start=k)
             while engine._work_ahead.step() is not None:

@@ -3,6 +3,7 @@
 from vstream_ros.engine.answers import (
     Answer,
     AnswerMetrics,
+    BackgroundState,
     DeviceMemory,
     EngineStatus,
     ModelState,
@@ -15,6 +16,7 @@ from vstream_ros.engine.model_thread import PendingAnswer
 __all__ = [
     "Answer",
     "AnswerMetrics",
+    "BackgroundState",
     "DelayedBatchInferenceEngine",
     "DeviceMemory",
     "EngineConfig",

@@ -88,6 +88,18 @@ class ModelState(enum.IntEnum):
     FAILED = 3
 
 
+class BackgroundState(enum.Enum):
+    """How the work ahead of questions goes."""
+
+    OFF = "off"
+    """``background_encoding`` is off."""
+    ON = "on"
+    PAUSED = "paused"
+    """It failed; it goes on by itself after a pause that doubles with each failure in a row."""
+    STOPPED = "stopped"
+    """It failed too often in a row; it goes on after an answered question, a clearing of the memory, or a load."""
+
+
 @dataclass(frozen=True)
 class EngineStatus:
     """A snapshot for diagnostics, cheap to take from any thread."""
@@ -95,12 +107,13 @@ class EngineStatus:
     model: str
     model_state: ModelState
     model_error: str
-    """Why the last load failed ("" if it did not), one line."""
+    """Why the last load failed ("" if it did not), one line; READY nevertheless where the model before it was kept."""
     cameras: tuple[MemoryStatus, ...] = ()
     clip_frames: int = 0
     timeline_tubelets: int = 0
     timeline_tokens: int = 0
     timeline_bytes: int = 0
+    """Of the current KV cache alone; ``DeviceMemory.kv_cache`` counts all of them."""
     valid: bool = False
     """The KV cache holds exactly the clip that memory would hand out now."""
     pending_tubelets: int = 0
@@ -108,6 +121,8 @@ class EngineStatus:
     ahead_pending_tubelets: int = 0
     """Tubelets that the KV cache for the next slide still lacks (background_encoding "full")."""
     queued_questions: int = 0
+    """Waiting, the running one not counted."""
+    running_question: bool = False
     cache_hits: int = 0
     cache_misses: int = 0
     tokens_reused: int = 0
@@ -119,6 +134,11 @@ class EngineStatus:
     last_failure: str = ""
     announcements: tuple[str, ...] = field(default_factory=tuple)
     """Why the memory was cleared lately (resolution, time jump, request), newest last."""
+    background_state: BackgroundState = BackgroundState.OFF
+    background_failures: int = 0
+    """Of the work ahead, in a row."""
+    background_error: str = ""
+    """The last of them, one line."""
 
 
 @dataclass(frozen=True)

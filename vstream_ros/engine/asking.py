@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-
-import torch
 
 from vstream_ros.engine.answerer import Interrupts, tubelet_ids
 from vstream_ros.engine.answers import Answer, Question
@@ -14,9 +13,12 @@ from vstream_ros.engine.device_memory import is_out_of_memory
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_thread import PendingAnswer
+from vstream_ros.engine.recovery import first_line, forget_frames, recover_from_out_of_memory
 from vstream_ros.engine.status import StatusBoard
 from vstream_ros.engine.validation import checked_question
 from vstream_ros.errors import CanceledError, NoFramesError, OutOfMemoryError, VStreamError
+
+logger = logging.getLogger(__name__)
 
 NOTHING_TAKEN = TakenClips()
 
@@ -56,22 +58,8 @@ class QuestionDesk:
     def answer(self, pending: PendingAnswer) -> Answer:
         """In the model's thread: take clips and epochs, answer, publish what the timeline now holds."""
         try:
-            answer = self._compute(pending)
-        except VStreamError as error:
-            self._board.count_failure(error)
-            raise
+            answer = self._answer_or_recover(pending)
         except Exception as error:
-            if is_out_of_memory(error):
-                if self._host.answerer is not None:
-                    self._host.answerer.drop_caches()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                out_of_memory = OutOfMemoryError(
-                    "the device ran out of memory; lower max_pixels, star_memory_size or stream_window_size "
-                    "(the frames are kept, the caches were dropped)"
-                )
-                self._board.count_failure(out_of_memory)
-                raise out_of_memory from error
             self._board.count_failure(error)
             raise
         finally:
@@ -88,10 +76,24 @@ class QuestionDesk:
         self._keep_only_what_is_held(NOTHING_TAKEN)
         self._board.publish()
 
+    def _answer_or_recover(self, pending: PendingAnswer) -> Answer:
+        """``_compute``; after an out of memory the caches are dropped."""
+        try:
+            return self._compute(pending)
+        except Exception as error:
+            if isinstance(error, VStreamError) or not is_out_of_memory(error):
+                raise  # the answerer has dropped what the failure may have damaged
+            reason = first_line(error)
+            logger.warning("a question ran out of memory:\n%s", forget_frames(error))
+        # Not in the except: until its end the error holds what the failed step had computed.
+        recover_from_out_of_memory(self._host.answerer, keep_intact=False)
+        raise OutOfMemoryError(
+            "the device ran out of memory; lower max_pixels, star_memory_size or stream_window_size "
+            f"(the frames are kept, the caches were dropped): {reason}"
+        )
+
     def _compute(self, pending: PendingAnswer) -> Answer:
-        self._host.require()  # it may have been unloaded while the question waited
-        answerer = self._host.answerer
-        assert answerer is not None
+        answerer = self._host.require()  # it may have been unloaded while the question waited
         question = pending.question
         taken = self._take_clips(pending)
         self._keep_only_what_is_held(taken)

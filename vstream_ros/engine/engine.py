@@ -1,4 +1,9 @@
-"""Delayed batch encoding: frames stream into memory all the time, a question encodes what the memory holds."""
+"""Delayed batch encoding: frames stream into memory all the time, a question encodes what the memory holds.
+
+Threads: callers' threads add frames and submit questions, the model's thread (``ModelThread``) does everything with the
+model. Locks: ``CameraMemories``, ``ModelHost``, ``ModelThread`` and ``StatusBoard`` have one each, held for bookkeeping
+only; none of them is taken while another one is held. A load holds a lock of the whole process around all this.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +14,21 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import torch
 
-from vstream_ros.engine.answers import DeviceMemory, EngineStatus, ModelState, Question
+from vstream_ros.engine.answers import Answer, DeviceMemory, EngineStatus, ModelState, Question
 from vstream_ros.engine.asking import QuestionDesk
 from vstream_ros.engine.background import WorkAhead
 from vstream_ros.engine.camera_memories import CameraMemories
+from vstream_ros.engine.device_memory import reset_peak
 from vstream_ros.engine.engine_config import EngineConfig
-from vstream_ros.engine.model_host import ModelHost
+from vstream_ros.engine.model_host import ModelHost, Ticket
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
 from vstream_ros.engine.status import StatusBoard
 from vstream_ros.errors import BusyError, ConfigError, VStreamError
 from vstream_ros.memory import Clip, FrameStatus, MemoryConfig, Verdict
 from vstream_ros.memory.clip import NANOSECONDS
-from vstream_ros.models.base import FrameSpec
+from vstream_ros.models.base import FrameSpec, VideoModel
 
 DEFAULT_CAMERA = "camera"
 
@@ -48,6 +55,7 @@ class DelayedBatchInferenceEngine:
         *,
         config: EngineConfig | None = None,
         memory: MemoryConfig | Mapping[str, MemoryConfig] | None = None,
+        after: Future[Any] | None = None,
         **overrides: Any,
     ) -> None:
         """
@@ -58,6 +66,8 @@ class DelayedBatchInferenceEngine:
             device: short for ``device=`` in ``overrides``; a loaded model is moved there.
             config: parameters of the engine.
             memory: parameters of the only camera's memory, or one per camera by name, in prompt order.
+            after: nothing is loaded before this has ended: what an earlier engine's ``close`` returned, so that the
+                weights of both are never there together.
             overrides: single fields of ``EngineConfig`` and ``MemoryConfig`` (for all cameras).
 
         Raises:
@@ -75,20 +85,25 @@ class DelayedBatchInferenceEngine:
             {name: _replace(camera, memory_overrides) for name, camera in cameras.items()},
             FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels),
         )
-        self._host = ModelHost(model if isinstance(model, str) else "", self.config, self._cameras)
+        self._host = ModelHost(
+            model if isinstance(model, str) else "", self.config, self._cameras.names, self._cameras.max_tubelets
+        )
         self._board = StatusBoard(self.config, self._cameras, self._host)
-        if model is not None and not isinstance(model, str):
-            self._host.adopt(self._host.wrap(model, processor))
         self._desk = QuestionDesk(
             self.config,
             self._cameras,
             self._host,
             self._board,
             end_due_questions=lambda: self._thread.end_due_questions(),
-            others_wait=lambda: self._thread.questions > 1,
+            others_wait=lambda: self._thread.count_questions()[0] > 0,
         )
         self._work_ahead = WorkAhead(self.config, self._cameras, self._host, self._board)
-        self._thread = ModelThread(self._desk.answer, self._work_ahead.step)
+        if model is not None and not isinstance(model, str):
+            ticket = self._host.announce_load(None)
+            wrapped = self._host.wrap(model, processor)
+            self._host.install(wrapped, ticket)
+            self._use(wrapped, ticket)
+        self._thread = ModelThread(self._answer, self._work_ahead.step, after=after)
 
     def __enter__(self) -> DelayedBatchInferenceEngine:
         return self
@@ -98,34 +113,49 @@ class DelayedBatchInferenceEngine:
 
     # -- model -------------------------------------------------------------------------------------------------------
 
-    def load(self, model: str | None = None) -> Future[None]:
+    def load(self, model: str | None = None) -> Future[str]:
         """Load (or load again) a checkpoint in the model's thread. Returns at once.
 
+        The state is LOADING from now on, and questions are refused. The model that is there is kept until the new one
+        is, and answers again where that can't be loaded; where the device has no room for both, by estimate, the log
+        says so and the old one is freed first.
+
         Args:
-            model: hub id or folder; default: the last one.
+            model: hub id or folder; default: the one that was named last.
 
         Returns:
-            a future that carries ``ModelFailedError`` or ``ConfigError`` where it failed.
+            a future of the name of what was loaded. It carries ``ModelFailedError`` or ``ConfigError`` where that
+            failed, ``CanceledError`` where a later load, unload or close overtook it, ``NotReadyError`` after
+            ``close``.
         """
         ticket = self._host.announce_load(model)
 
-        def load() -> None:
+        def load() -> str:
             try:
-                self._host.load(ticket)
+                return self._use(self._host.load(ticket), ticket)
             finally:
                 self._board.publish()
 
         return self._thread.run(load)
 
+    def _use(self, model: VideoModel, ticket: Ticket) -> str:
+        """Fit everything else to the model that was installed, and be READY; returns its name."""
+        self._cameras.use_frame_spec(model.frame_spec, f"{model.name} takes other frame sizes")
+        reset_peak({model.device, torch.device("cpu"), *model.weight_bytes_by_device})
+        self._work_ahead.resume()
+        return self._host.finish(ticket)
+
     def unload(self) -> Future[None]:
-        """Free the weights and the caches in the model's thread; the frames stay. Returns at once."""
-        self._host.announce_unload()
+        """Free the weights and the caches in the model's thread; the frames stay. Returns at once.
 
-        def free() -> None:
-            self._host.free()
-            self._board.publish()
+        The future carries ``CanceledError`` where a later load overtook it, so that nothing was freed.
+        """
+        ticket = self._host.announce_unload()
+        return self._thread.run(lambda: self._free(ticket))
 
-        return self._thread.run(free)
+    def _free(self, ticket: Ticket) -> None:
+        self._host.free(ticket)
+        self._board.publish()
 
     # -- frames ------------------------------------------------------------------------------------------------------
 
@@ -166,7 +196,7 @@ class DelayedBatchInferenceEngine:
             stamp_ns = round(timestamp * NANOSECONDS)
         status = self._cameras.add_frame(frame, stamp_ns, camera)
         if status.cleared:
-            self._thread.run_once(self._desk.forget_cleared)
+            self._thread.run_once(self._forget_cleared)
         if status.kept and self.config.background_encoding != "off":
             self._thread.poke()
         return status
@@ -210,7 +240,7 @@ class DelayedBatchInferenceEngine:
         A question that is being answered from some of them ends with ``CanceledError``.
         """
         self._cameras.clear(reason, camera)
-        self._thread.run_once(self._desk.forget_cleared)
+        self._thread.run_once(self._forget_cleared)
 
     def clips(self, question: Question | None = None) -> tuple[Clip, ...]:
         """What memory would hand out for a question (default: about everything), one clip per camera with frames."""
@@ -270,19 +300,37 @@ class DelayedBatchInferenceEngine:
         """End every waiting and running question with ``CanceledError``."""
         self._thread.cancel_all(reason)
 
+    def _answer(self, pending: PendingAnswer) -> Answer:
+        answer = self._desk.answer(pending)
+        self._work_ahead.resume()
+        return answer
+
+    def _forget_cleared(self) -> None:
+        self._desk.forget_cleared()
+        self._work_ahead.resume()
+
     # -- status ------------------------------------------------------------------------------------------------------
 
     def status(self) -> EngineStatus:
         """A snapshot for diagnostics; cheap."""
-        return self._board.status(self._thread.questions)
+        return self._board.status(*self._thread.count_questions())
 
     def device_memory(self) -> list[DeviceMemory]:
         """Bytes per device, and how they are shared between weights, frames, features and KV cache."""
         return self._board.device_memory()
 
-    def close(self) -> None:
-        """Cancel the questions and end the model's thread."""
-        self._thread.close()
+    def close(self, reason: str = "the engine was closed", *, wait_s: float = 5.0) -> Future[None]:
+        """End the questions with ``CanceledError`` (``reason``), the model's thread, and free the weights.
+
+        From now on questions and loads end at once with ``NotReadyError``. A load that has begun can't be interrupted:
+        its end is waited for, here for ``wait_s`` at most.
+
+        Returns:
+            a future that ends, without a result, when the weights are freed; its callbacks run in the model's thread.
+        """
+        ticket = self._host.announce_end()
+        self._thread.close(reason, last_job=lambda: self._free(ticket), wait_s=wait_s)
+        return self._thread.ended
 
 
 def _fields(config: type) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import queue
 import threading
@@ -9,11 +10,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from vstream_ros.engine.answers import Answer, Question
-from vstream_ros.errors import CanceledError, QuestionTimeoutError, VStreamError
+from vstream_ros.engine.recovery import forget_frames
+from vstream_ros.errors import CanceledError, NotReadyError, QuestionTimeoutError, VStreamError
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+CLOSED = "the engine is closed; make another one"
 
 
 @dataclass(eq=False)
@@ -27,13 +32,14 @@ class PendingAnswer:
     on_text: Callable[[str, int], None] | None = None
     future: Future[Answer] = field(default_factory=Future)
     cancel_reason: str = ""
+    """Set by any thread, once; read by the model's. No lock: one assignment is one step."""
 
     def __post_init__(self) -> None:
         self.future.set_running_or_notify_cancel()  # from here on only the engine ends it
 
     def cancel(self, reason: str = "the caller cancelled the question") -> None:
         """End the question with ``CanceledError``, between two tokens at the latest. Any thread."""
-        self.cancel_reason = reason
+        self.cancel_reason = self.cancel_reason or reason
 
     def ending_reason(self) -> VStreamError | None:
         """Why the question must end now, or None."""
@@ -44,6 +50,26 @@ class PendingAnswer:
                 f"no answer within {self.question.timeout_s:g} s; allow a longer timeout or lower max_new_tokens"
             )
         return None
+
+
+class _Job(Generic[T]):
+    """A callable on its way, and the future of what it returns or raises."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self.future: Future[T] = Future()
+        self.future.set_running_or_notify_cancel()  # from here on only the engine ends it
+
+    def __call__(self) -> None:
+        try:
+            result = self._work()
+        except Exception as error:  # noqa: BLE001  (the caller finds it in the future)
+            text = forget_frames(error)
+            if not isinstance(error, VStreamError):
+                logger.error("the model's thread could not do its job:\n%s", text)
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
 
 
 class ModelThread:
@@ -58,54 +84,61 @@ class ModelThread:
         answer: Callable[[PendingAnswer], Answer],
         background: Callable[[], float | None] = lambda: None,
         name: str = "vstream-model",
+        after: Future[Any] | None = None,
     ) -> None:
         """
         Args:
             answer: computes one answer.
             background: called while there is nothing else to do: takes one short step and returns the seconds to wait
                 before the next one, or None when there is nothing left (then ``poke`` says that there is).
+            after: nothing is done before this has ended: another thread's ``ended``. So ``ended`` of a chain's last
+                thread means that all of them have ended.
         """
         self._answer = answer
         self._background = background
+        self._after = after
         self._inbox: queue.SimpleQueue[Callable[[], None] | PendingAnswer | None] = queue.SimpleQueue()
+        """Filled with ``_lock`` held, so that nothing comes in once ``_closed`` is set."""
         self._lock = threading.Lock()
         self._questions: list[PendingAnswer] = []
         """Waiting or running. Guarded by ``_lock``."""
         self._waiting_jobs: set[Callable[[], None]] = set()
         """Those of ``run_once``. Guarded by ``_lock``."""
         self._running: PendingAnswer | None = None
+        """Guarded by ``_lock``; set by the model's thread."""
+        self._closed = False
+        """Guarded by ``_lock``."""
+        self.ended: Future[None] = Future()
+        """Ends with the thread. Its callbacks run in it."""
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    @property
-    def questions(self) -> int:
-        """Questions that wait or run."""
+    def count_questions(self) -> tuple[int, bool]:
+        """Questions that wait, and whether another one is being answered."""
         with self._lock:
-            return len(self._questions)
+            running = self._running is not None
+            return len(self._questions) - running, running
 
     def submit(self, pending: PendingAnswer, limit: int) -> bool:
-        """Enqueue a question unless ``limit`` of them are there already."""
+        """Enqueue a question unless ``limit`` of them are there already. Raises ``NotReadyError`` after ``close``."""
         with self._lock:
+            if self._closed:
+                raise NotReadyError(CLOSED)
             if len(self._questions) >= limit:
                 return False
             self._questions.append(pending)
-        self._inbox.put(pending)
+            self._inbox.put(pending)
         return True
 
-    def run(self, job: Callable[[], None]) -> Future[None]:
-        """Enqueue a job; the future carries its exception."""
-        future: Future[None] = Future()
-
-        def guarded() -> None:
-            try:
-                job()
-            except Exception as error:  # noqa: BLE001  (the caller finds it in the future)
-                future.set_exception(error)
-            else:
-                future.set_result(None)
-
-        self._inbox.put(guarded)
-        return future
+    def run(self, job: Callable[[], T]) -> Future[T]:
+        """Enqueue a job. The future carries what it returns or raises, ``NotReadyError`` after ``close``."""
+        enqueued = _Job(job)
+        with self._lock:
+            if not self._closed:
+                self._inbox.put(enqueued)
+                return enqueued.future
+        enqueued.future.set_exception(NotReadyError(CLOSED))
+        return enqueued.future
 
     def run_once(self, job: Callable[[], None]) -> None:
         """Enqueue a job unless it waits already: however often something happens, the inbox holds it once."""
@@ -122,7 +155,7 @@ class ModelThread:
             except Exception:  # the thread must outlive it
                 logger.exception("a job of the model's thread failed")
 
-        self._inbox.put(run)
+        self._put(run)
 
     def poke(self) -> None:
         """There may be background work."""
@@ -133,7 +166,7 @@ class ModelThread:
         with self._lock:
             for pending in self._questions:
                 pending.cancel(reason)
-        self._inbox.put(self.end_due_questions)
+        self._put(self.end_due_questions)
 
     def end_due_questions(self) -> None:
         """End the waiting questions that were cancelled or whose time ran out. Called between tokens and chunks."""
@@ -143,13 +176,49 @@ class ModelThread:
             if (error := pending.ending_reason()) is not None:
                 self._finish(pending, error)
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Cancel the questions and end the thread."""
-        self.cancel_all("the engine is shutting down")
-        self._inbox.put(None)
-        self._thread.join(timeout_s)
+    def close(self, reason: str, last_job: Callable[[], None] = lambda: None, wait_s: float = 5.0) -> None:
+        """Take nothing more in, end what waits with ``CanceledError``, and end the thread after ``last_job``.
+
+        What runs, ends first: a question at its next token, a load when it is through. Waits for ``wait_s`` at most;
+        a second call waits only.
+        """
+        with self._lock:
+            first, self._closed = not self._closed, True
+            for pending in self._questions:
+                pending.cancel(reason)
+        if first:
+            self._end_inbox(reason)
+            self._inbox.put(_Job(last_job))
+            self._inbox.put(None)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(wait_s)
+
+    def _end_inbox(self, reason: str) -> None:
+        """In the closing thread: nobody has to wait until a load is through."""
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, PendingAnswer):
+                self._finish(item, CanceledError(reason))
+            elif isinstance(item, _Job):
+                item.future.set_exception(CanceledError(reason))
+
+    def _put(self, item: Callable[[], None]) -> None:
+        with self._lock:
+            if not self._closed:
+                self._inbox.put(item)
 
     def _run(self) -> None:
+        if self._after is not None:
+            concurrent.futures.wait([self._after])
+        try:
+            self._work_through()
+        finally:
+            self.ended.set_result(None)
+
+    def _work_through(self) -> None:
         pause_s: float | None = None
         while True:
             try:
@@ -163,6 +232,7 @@ class ModelThread:
                 self._run_question(item)
             else:
                 item()
+            del item  # else the thread would keep the last question and all that its error holds until the next one
             pause_s = 0.0
 
     def _run_background(self) -> float | None:
@@ -173,23 +243,29 @@ class ModelThread:
             return None
 
     def _run_question(self, pending: PendingAnswer) -> None:
-        if pending.future.done():  # ended while it waited
-            return
-        self._running = pending
+        with self._lock:
+            if pending not in self._questions:  # ended while it waited
+                return
+            self._running = pending
         outcome: Answer | VStreamError
         try:
             outcome = pending.ending_reason() or self._answer(pending)
         except VStreamError as error:
+            forget_frames(error)  # the caller may keep it for ever
             outcome = error
-        except Exception as error:  # the thread must outlive what one question does
-            logger.exception("a question failed unexpectedly")
+        except Exception as error:  # noqa: BLE001  (the thread must outlive what one question does)
+            logger.error("a question failed unexpectedly:\n%s", forget_frames(error))
             outcome = VStreamError(f"{type(error).__name__}: {error}; this is a defect, the log has the traceback")
             outcome.__cause__ = error
-        self._running = None
         self._finish(pending, outcome)
 
     def _finish(self, pending: PendingAnswer, outcome: Answer | VStreamError) -> None:
+        """End a question, unless another thread has ended it."""
         with self._lock:
+            if self._running is pending:
+                self._running = None
+            if pending not in self._questions:
+                return
             self._questions.remove(pending)
         if isinstance(outcome, VStreamError):
             pending.future.set_exception(outcome)

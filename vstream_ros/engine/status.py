@@ -7,7 +7,7 @@ import threading
 
 import torch
 
-from vstream_ros.engine.answers import Answer, DeviceMemory, EngineStatus
+from vstream_ros.engine.answers import Answer, BackgroundState, DeviceMemory, EngineStatus
 from vstream_ros.engine.camera_memories import CameraMemories
 from vstream_ros.engine.device_memory import read_device_memory
 from vstream_ros.engine.engine_config import EngineConfig
@@ -34,8 +34,20 @@ class _TimelineState:
     tubelet_ids: tuple[int, ...] = ()
     tokens: int = 0
     nbytes: int = 0
+    """Of the current KV cache; where it shares storage with others, the whole storage."""
+    kv_cache: int = 0
+    """Bytes of all KV caches, shared storage counted once."""
     features: int = 0
     ahead_ids: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Background:
+    """The fields of ``EngineStatus`` of the same names."""
+
+    background_state: BackgroundState = BackgroundState.OFF
+    background_failures: int = 0
+    background_error: str = ""
 
 
 class StatusBoard:
@@ -49,7 +61,9 @@ class StatusBoard:
         self._counters = _Counters()
         """Guarded by ``_lock``: questions are refused in their callers' threads."""
         self._timeline = _TimelineState()
-        """Replaced as a whole by the model's thread."""
+        """Replaced as a whole by the model's thread, so that readers need no lock."""
+        self._background = _Background()
+        """Likewise."""
 
     def count_answer(self, answer: Answer) -> None:
         """Count a question that was answered."""
@@ -78,12 +92,17 @@ class StatusBoard:
             self._timeline = _TimelineState(
                 held.tubelet_ids,
                 len(held),
+                held.nbytes,
                 timelines.nbytes,
                 answerer.vision.nbytes,
                 ahead.tubelet_ids if ahead is not None else (),
             )
 
-    def status(self, queued_questions: int) -> EngineStatus:
+    def publish_background(self, state: BackgroundState, failures: int, error: str) -> None:
+        """In the model's thread: how the work ahead goes; ``failures`` in a row, the last of them ``error``."""
+        self._background = _Background(state, failures, error)
+
+    def status(self, queued_questions: int, running_question: bool) -> EngineStatus:
         """A snapshot for diagnostics; cheap."""
         clips = self._cameras.take().clips
         wanted = {tubelet.id for clip in clips for tubelet in clip.tubelets}
@@ -105,9 +124,11 @@ class StatusBoard:
             pending_tubelets=len(wanted - held),
             ahead_pending_tubelets=self._behind_ahead(),
             queued_questions=queued_questions,
+            running_question=running_question,
             memory_epoch=self._cameras.clearings,
             announcements=self._cameras.announcements,
             **counters,
+            **vars(self._background),
         )
 
     def _behind_ahead(self) -> int:
@@ -130,7 +151,7 @@ class StatusBoard:
                 model=weights.get(device, 0),
                 frames=frames if device == host else 0,
                 features=timeline.features if device == features else 0,
-                kv_cache=timeline.nbytes if device == compute else 0,
+                kv_cache=timeline.kv_cache if device == compute else 0,
             )
             for device in dict.fromkeys([compute, *weights, features, host])
         ]

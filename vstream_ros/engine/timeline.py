@@ -164,6 +164,10 @@ class Timeline:
         if not self.tubelet_ids and self.nbytes:
             self.reset()
         return bool(self.tubelet_ids)
+    @property
+    def is_intact(self) -> bool:
+        """Whether every layer holds as many tokens as the bookkeeping says."""
+        return all((layer.get_seq_length() if layer.is_initialized else 0) == len(self) for layer in self.cache.layers)
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` where the bookkeeping and the cache disagree (tests call this)."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vstream_ros.engine import DeviceMemory, EngineStatus, ModelState
+from vstream_ros.engine import BackgroundState, DeviceMemory, EngineStatus, ModelState
 
 RECENT_S = 10.0
 """For how long a rejected image keeps its camera at WARN."""
@@ -74,6 +74,9 @@ def model(status: EngineStatus | None, lifecycle: str) -> Diagnostic:
         return Diagnostic("model", Level.WARN, f"loading {status.model}", values)
     if status.model_state is ModelState.UNLOADED:
         return Diagnostic("model", Level.WARN, "no model is loaded; call ~/reload_model", values)
+    if status.model_error:
+        message = f"{status.model_error}; call ~/reload_model when that is mended"
+        return Diagnostic("model", Level.WARN, message, values)
     return Diagnostic("model", Level.OK, f"{status.model} is ready, the node is {lifecycle}", values)
 
 
@@ -129,6 +132,7 @@ def questions(status: EngineStatus | None, max_queued: int) -> Diagnostic:
         return Diagnostic("questions", Level.STALE, "no questions are taken: the node is not configured")
     values = {
         "queued": status.queued_questions,
+        "running": int(status.running_question),
         "queue capacity": max_queued,
         "answered": status.answers,
         "failed": status.failures,
@@ -138,7 +142,7 @@ def questions(status: EngineStatus | None, max_queued: int) -> Diagnostic:
         "prompt tokens reused": status.tokens_reused,
         "prompt tokens computed": status.tokens_computed,
     }
-    if status.queued_questions >= max_queued:
+    if status.queued_questions + status.running_question >= max_queued:
         return Diagnostic("questions", Level.WARN, "the queue is full; further questions are told BUSY", values)
     return Diagnostic("questions", Level.OK, f"{status.answers} answered, {status.failures} failed", values)
 
@@ -155,6 +159,9 @@ def memory(status: EngineStatus | None, devices: Sequence[DeviceMemory]) -> Diag
         "tubelets not in the KV cache": status.pending_tubelets,
         "tubelets not built ahead": status.ahead_pending_tubelets,
         "memory epoch": status.memory_epoch,
+        "work ahead": status.background_state.value,
+        "work ahead, failures in a row": status.background_failures,
+        "work ahead, last failure": status.background_error,
     }
     values |= {f"clearing {i + 1}": text for i, text in enumerate(status.announcements)}
     for device in devices:
@@ -163,6 +170,11 @@ def memory(status: EngineStatus | None, devices: Sequence[DeviceMemory]) -> Diag
     if full:
         message = f"{', '.join(full)} is nearly full; lower max_pixels, star_memory_size or stream_window_size"
         return Diagnostic("memory", Level.WARN, message, values)
+    if status.background_failures:
+        stopped = status.background_state is BackgroundState.STOPPED
+        what_next = "rests until a question is answered or the model is loaded again" if stopped else "pauses"
+        message = f"work ahead of questions failed {status.background_failures} times in a row and {what_next}"
+        return Diagnostic("memory", Level.WARN, f"{message}: {status.background_error}", values)
     return Diagnostic("memory", Level.OK, f"{status.clip_frames} frames in the clip", values)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import wait
 from typing import Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -15,8 +15,8 @@ from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import Trigger
 
-from vstream_ros.engine import DelayedBatchInferenceEngine, ModelState
-from vstream_ros.errors import ConfigError, NotReadyError, VStreamError
+from vstream_ros.engine import DelayedBatchInferenceEngine
+from vstream_ros.errors import CanceledError, ConfigError, NotReadyError, VStreamError
 from vstream_ros.node.callbacks import RosLogHandler, guarded, in_executor
 from vstream_ros.node.camera_subscription import CameraSubscription
 from vstream_ros.node.parameters import Parameters
@@ -41,8 +41,7 @@ class QaNode(LifecycleNode):
         super().__init__(NODE_NAME, **node_options)
         self._engine: DelayedBatchInferenceEngine | None = None
         self._freed: ThreadFuture[None] | None = None
-        """Ends when the weights of the engine before this one are freed."""
-        self._closing: list[threading.Thread] = []
+        """Ends when the weights of the engine before this one, and of all before that, are freed."""
         self._cameras: dict[str, CameraSubscription] = {}
         try:
             self._qa_parameters = Parameters(self, is_configured=lambda: self._engine is not None)
@@ -95,9 +94,9 @@ class QaNode(LifecycleNode):
         self._release_engine("the node is shutting down")
 
     def wait_closed(self, timeout_s: float | None = None) -> None:
-        """Wait until the model's thread has ended, after ``close``."""
-        for thread in self._closing:
-            thread.join(timeout_s)
+        """Wait until the models' threads have ended, after ``close``."""
+        if self._freed is not None:
+            wait([self._freed], timeout_s)
 
     def destroy_node(self) -> None:
         """As rclpy's; what must go before the node's handle goes first."""
@@ -150,40 +149,43 @@ class QaNode(LifecycleNode):
 
     def _configure(self) -> None:
         settings = self.settings
-        engine = DelayedBatchInferenceEngine(config=settings.engine, memory=settings.memory)
+        self._engine = DelayedBatchInferenceEngine(config=settings.engine, memory=settings.memory, after=self._freed)
+        try:
+            self._prepare(self._engine, settings)
+        except BaseException:
+            self._release_engine("the node could not be configured")
+            raise
+
+    def _prepare(self, engine: DelayedBatchInferenceEngine, settings: Settings) -> None:
         # The first call imports what knows the model's sizes, which takes longer than an image callback may.
         engine.frame_size(480, 640)
-        self._engine = engine
         for camera in settings.cameras:
             self._cameras[camera.name] = CameraSubscription(
                 self, engine, camera, reliability=lambda: self.settings.qos_reliability
             )
-        if self._freed is None or self._freed.done():
-            self._load(engine)
-        else:  # two models at a time may not fit
-            self._freed.add_done_callback(lambda _: self._load(engine))
+        self._load(engine)
 
-    def _load(self, engine: DelayedBatchInferenceEngine) -> ThreadFuture[None]:
+    def _load(self, engine: DelayedBatchInferenceEngine) -> ThreadFuture[str]:
         model = self.settings.model
         self.get_logger().info(f"loading {model}")
         future = engine.load(model)
-        future.add_done_callback(lambda loaded: self._log_load(engine, model, loaded))
+        future.add_done_callback(self._log_load)
         return future
 
-    def _log_load(self, engine: DelayedBatchInferenceEngine, model: str, loaded: ThreadFuture[None]) -> None:
+    def _log_load(self, loaded: ThreadFuture[str]) -> None:
         error = loaded.exception()
         if error is None:
-            if engine.status().model_state is ModelState.READY:  # else a later load or unload took its place
-                self.get_logger().info(f"{model} is ready")
-        elif isinstance(error, VStreamError):
+            self.get_logger().info(f"{loaded.result()} is ready")
+        elif not isinstance(error, CanceledError):  # that: a later load, unload or cleanup took its place
             self.get_logger().error(f"{error}; call ~/reload_model when that is mended")
-        else:
-            text = "".join(traceback.format_exception(error))
-            self.get_logger().error(f"{model} could not be loaded:\n{text}")
 
     def _activate(self) -> None:
-        for camera in self._cameras.values():
-            camera.start()
+        try:
+            for camera in self._cameras.values():
+                camera.start()
+        except BaseException:
+            self._stop_cameras()  # those that were started: the node stays inactive
+            raise
 
     def _deactivate(self) -> None:
         self._stop_cameras()
@@ -199,16 +201,7 @@ class QaNode(LifecycleNode):
         self._cameras.clear()
         if engine is None:
             return
-        engine.cancel_all(reason)
-        freed = self._freed = engine.unload()
-
-        def close() -> None:
-            freed.exception()  # waits: a load that has begun can't be interrupted
-            engine.close()
-
-        self._closing = [thread for thread in self._closing if thread.is_alive()]
-        self._closing.append(threading.Thread(target=close, name="vstream-close", daemon=True))
-        self._closing[-1].start()
+        self._freed = engine.close(reason, wait_s=0.0)  # later: a load that has begun can't be interrupted
 
     def _shut_down(self) -> None:
         self._stop_cameras()
@@ -239,15 +232,11 @@ class QaNode(LifecycleNode):
         return response
 
     async def _on_reload_model(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        """Answers when the model is loaded, or could not be."""
+        """Answers when the model is loaded, or could not be, or another load or unload overtook it."""
         try:
-            engine, model = self._configured_engine(), self.settings.model
-            loaded = self._load(engine)
+            loaded = self._load(self._configured_engine())
             await in_executor(self, loaded)
-            loaded.result()
-            state = engine.status().model_state
-            response.success = state is ModelState.READY
-            response.message = f"{model} is ready" if response.success else f"{model} is {state.name.lower()}"
+            response.success, response.message = True, f"{loaded.result()} is ready"
         except Exception as error:  # noqa: BLE001
             self._fail(response, error)
         return response
