@@ -380,7 +380,7 @@ def test_any_failure_counts_and_a_change_begins_anew(
         assert tries == [1, 2, 3, 4, 5] * MAX_FAILURES  # steps that succeed on the way don't end the row
     assert engine.status().background_error == "KeyError: 'boom'"
     if change == "clear":
-        engine._drop_caches()
+        engine._forget_cleared()
     else:
         engine._use(answerer.model, engine._host.announce_load(None))
     assert engine.status().background_state is BackgroundState.ON
