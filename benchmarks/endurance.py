@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.equality import random_frame, random_question
-from benchmarks.latency import machine
+from support.machine import machine
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.synthetic.random_model import random_model
 
