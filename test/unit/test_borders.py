@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "vstream_ros"
 MAX_LINES = 350
+YET_TO_COME = {"client", "text"}
+"""Rooms that have their place in the table and need not be there."""
 STILL_LONG = {"benchmarks/equality.py", "vstream_ros/memory/manager.py", "vstream_ros/models/qwen/video_model.py"}
 
 ROS = {
@@ -36,9 +38,10 @@ ROOMS = {
     name: Room(floor, frozenset(libraries))
     for name, floor, libraries in (
         ("errors", 0, set()),
-        ("images", 1, {"numpy", "cv2", "PIL", "cv_bridge"}),
+        ("text", 0, set()),
+        ("images", 1, {"numpy", "cv2", "PIL", "cv_bridge", "rosbags"}),
         ("memory", 2, {"numpy", "cv2"}),
-        ("models", 3, {"numpy", "torch", "transformers", "safetensors", "qwen_vl_utils"}),
+        ("models", 3, {"numpy", "torch", "transformers", "huggingface_hub", "safetensors", "qwen_vl_utils"}),
         ("engine", 4, {"numpy", "torch", "psutil"}),
         ("node", 5, {"numpy", *ROS}),
         ("replay", 5, {"numpy", "cv2", "av", "rosbags", "rich", *ROS}),
@@ -109,7 +112,7 @@ def trespasses(package: Path) -> list[str]:
 
 def test_imports_go_downwards_only() -> None:
     assert not trespasses(ROOT / PACKAGE)
-    assert {room_of(path, ROOT / PACKAGE) for path in (ROOT / PACKAGE).rglob("*.py")} >= ROOMS.keys() - {"client"}
+    assert {room_of(path, ROOT / PACKAGE) for path in (ROOT / PACKAGE).rglob("*.py")} >= ROOMS.keys() - YET_TO_COME
 
 
 @pytest.mark.parametrize(
