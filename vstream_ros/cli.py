@@ -17,10 +17,10 @@ from pathlib import Path
 from rich.console import Console
 
 from vstream_ros import DEFAULT_MODEL, __version__
-from vstream_ros.errors import VStreamError
+from vstream_ros.errors import ConfigError, VStreamError
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.memory_config import MemoryConfig
-from vstream_ros.replay.terminal import one_line
+from vstream_ros.replay.terminal import literal, one_line, printable
 
 ASK_TIMEOUT_S = 3600.0
 """Offline nobody waits for the answer by the clock of a robot, and a CPU takes minutes for a clip."""
@@ -134,7 +134,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
     from vstream_ros.replay.ask import answer_questions, camera_names, feed
     from vstream_ros.replay.sources import open_source
-    from vstream_ros.replay.terminal import frame_progress, metrics_table, print_reply, printable
+    from vstream_ros.replay.terminal import frame_progress, metrics_table, print_reply
 
     memory = MemoryConfig(
         star_memory_size=args.star_memory_size, stream_window_size=args.stream_window_size,
@@ -150,7 +150,7 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
         cameras = camera_names(source.topics)
         memories = dict.fromkeys(cameras.values(), memory)
         with DelayedBatchInferenceEngine(args.model, config=config, memory=memories) as engine:
-            with notes.status(f"loading {args.model}"):
+            with notes.status(f"loading {literal(args.model)}"):
                 engine.load().result()
             with frame_progress(notes) as progress:
                 task = progress.add_task("reading frames", total=None)
@@ -179,6 +179,10 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
 
 
 def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
+    for option, least in (("frames", 2), ("window", 2), ("max_new_tokens", 1)):
+        if getattr(args, option) < least:
+            name = option.replace("_", "-")
+            raise ConfigError(f"--{name} must be at least {least}, got {getattr(args, option)}")
     from vstream_ros.replay.sources import open_source
 
     with open_source(args.recording) as source:
@@ -186,10 +190,9 @@ def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
         from vstream_ros.compare.measure import compare
         from vstream_ros.engine import EngineConfig
         from vstream_ros.models.loader import load_model
-        from vstream_ros.replay.terminal import printable
 
         config = EngineConfig(device=args.device, local_files_only=args.local_files_only)
-        with notes.status(f"loading {args.model}") as status:
+        with notes.status(f"loading {literal(args.model)}") as status:
             model = load_model(
                 args.model,
                 device=config.device,
@@ -215,7 +218,7 @@ def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
         notes.print(note, style="yellow", markup=False)
     for result in comparison.results:
         out.print(f"{result.method}: {printable(result.answer) or '(empty)'}", markup=False, soft_wrap=True)
-    out.print(f"written to {args.out / 'compare.html'} and compare.json beside it", markup=False)
+    out.print(f"written to {printable(str(args.out / 'compare.html'))} and compare.json beside it", markup=False)
     return 0
 
 
@@ -228,7 +231,7 @@ def _record(args: argparse.Namespace, out: Console, notes: Console) -> int:
         encoding=args.encoding, rate_hz=args.rate, size=args.size, start_ns=args.start_stamp, frame_id=args.frame_id,
     )
     with frame_progress(notes) as progress:
-        task = progress.add_task(f"recording {args.video.name}", total=None)
+        task = progress.add_task(f"recording {literal(args.video.name)}", total=None)
         summary = record(
             args.video, args.bag, options, force=args.force,
             on_progress=lambda read, total: progress.update(task, completed=read, total=max(read, total)),
@@ -237,7 +240,8 @@ def _record(args: argparse.Namespace, out: Console, notes: Console) -> int:
     damaged = f", {summary.skipped} damaged ones left out" if summary.skipped else ""
     length_s = (summary.last_stamp_ns - summary.first_stamp_ns) / NANOSECONDS
     out.print(
-        f"{args.bag}: {summary.frames} frames{damaged} on {options.topic_name}, {length_s:.2f} s, {mebibytes(size)}",
+        f"{printable(str(args.bag))}: {summary.frames} frames{damaged} on {options.topic_name}, {length_s:.2f} s, "
+        f"{mebibytes(size)}",
         markup=False, soft_wrap=True,
     )
     return 0

@@ -41,6 +41,11 @@ def one_line(error: Exception) -> str:
     return printable(" ".join(str(error).split()))
 
 
+def literal(text: object) -> str:
+    """Return a name for a place where rich reads markup: "[red].mkv" is the name of a file."""
+    return escape(printable(str(text)))
+
+
 def metrics_table(metrics: Sequence[Mapping[str, Any]], title: str = "Metrics") -> Table:
     """Return a table with one column per answer. ``metrics``: the fields of ``msg/AnswerMetrics`` by name."""
     table = Table(title=title, title_justify="left")
