@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.latency import machine
 from support.frames import random_frame
+from support.machine import machine
 from support.streams import random_question
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.synthetic.random_model import random_model

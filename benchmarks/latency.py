@@ -13,7 +13,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -28,8 +27,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.eval import load
 from support.frames import random_frame
+from support.machine import machine
+from support.shapes_accuracy import load
 from training.tiny_config import FRAME_SIZE
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.answers import Question
@@ -295,11 +295,6 @@ def main() -> None:
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     show(result)
     console.print(f"written to {args.out}")
-
-
-def machine() -> str:
-    """What it ran on."""
-    return f"{platform.machine()}, {platform.processor() or 'CPU'}, one thread, torch {torch.__version__}"
 
 
 def show(result: dict[str, Any]) -> None:

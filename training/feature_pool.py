@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from training.parallel import in_processes
+from training.states import save_atomically
 from training.tiny_config import FRAME_SIZE
 from training.tower import encode_tubelets
-from training.train_vision import CAMERAS, save_atomically
+from training.train_vision import CAMERAS
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.memory.store import StarStream
 from vstream_ros.synthetic.shapes_questions import View

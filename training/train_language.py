@@ -1,7 +1,4 @@
-"""Stage 2 of training vstream-tiny: the language model on cached features, several isolated questions a clip.
-
-A clip is computed once; its questions see it and themselves, but not each other.
-"""
+"""Stage 2 of training vstream-tiny: the language model on cached features, several isolated questions a clip."""
 
 from __future__ import annotations
 
@@ -16,33 +13,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from training.batches import (
-    AUX_LAYERS,
-    FACTS,
-    FACTS_LAYER,
-    IDENTITIES,
-    NAMES,
-    NOTHING,
-    SEEN_LAYER,
-    TEXT_LAYER,
-    TOKEN_TARGETS,
-    TUBELET_TARGETS,
-    Batch,
-    BatchMaker,
-)
+from training.auxiliary_heads import AuxHeads
+from training.batches import Batch, BatchMaker
 from training.feature_pool import FeaturePool
-from training.tiny_config import HIDDEN, TOKENS
-from training.train_vision import save_atomically, schedule
+from training.packed_forward import decoder_layer, forward
+from training.states import load_state, save_state, schedule
+from training.tiny_config import TOKENS
 from vstream_ros.synthetic.shapes_questions import KINDS, ask, ask_all, readings
 
 HARD = ("before", "after", "total", "describe", "last", "ever")
 """Kinds that take the longest to learn; asked twice as often."""
 ODDS = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
 ODDS /= ODDS.sum()
-SEEN_WEIGHT = 5.0
-"""In the loss, which is a mean over all names: most of them have never been there."""
-NOTHING_WEIGHT = 0.1
-"""In the loss: most tokens have no object."""
 
 
 @dataclass(frozen=True)
@@ -67,145 +49,6 @@ class LanguagePlan:
     def clips(self, tubelets: int) -> int:
         """How many clips of that length are in a batch."""
         return max(self.token_budget // (TOKENS * tubelets + 20 * self.questions), 4)
-
-
-class AuxHeads(nn.Module):
-    """What has happened so far, read from the tokens with objects, from each tubelet's last token and, for the whole
-    clip, from the token that ends the video; thrown away after training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norms = nn.ModuleDict({str(layer): nn.RMSNorm(HIDDEN) for layer in AUX_LAYERS})
-        self.tubelets = nn.ModuleDict({str(k): nn.Linear(HIDDEN, sum(sizes)) for k, sizes in TUBELET_TARGETS.items()})
-        self.tokens = nn.ModuleDict({str(k): nn.Linear(HIDDEN, classes) for k, classes in TOKEN_TARGETS.items()})
-        self.seen = nn.Linear(HIDDEN, len(NAMES))
-        self.text = nn.Linear(HIDDEN, IDENTITIES)
-        self.facts = nn.Linear(HIDDEN, sum(map(len, FACTS.values())))
-
-    def loss(self, kept: dict[int, torch.Tensor], batch: Batch) -> torch.Tensor:
-        """The mean of what video tokens are told, and that of what names are told. ``kept``: as of ``forward``."""
-        losses: list[torch.Tensor | None] = []
-        of_names: list[torch.Tensor | None] = []
-        cut = batch.prefix_ids.shape[1]
-        start = cut - batch.features.shape[1]
-        for layer, states in kept.items():
-            normed = self.norms[str(layer)](states)
-            video, end, text = normed[:, start:cut], normed[:, cut : cut + 1], normed[:, cut:]
-            lasts = video[:, TOKENS - 1 :: TOKENS]
-            if layer in TOKEN_TARGETS:
-                weight = torch.ones(TOKEN_TARGETS[layer])
-                weight[NOTHING] = NOTHING_WEIGHT
-                losses.append(_cross_entropy(self.tokens[str(layer)](video), batch.token_targets[layer], weight))
-            if layer in TUBELET_TARGETS:
-                labels = batch.tubelet_targets[layer]
-                for hidden, known in ((lasts, labels), (end, labels[:, -1:])):
-                    parts = self.tubelets[str(layer)](hidden).split(TUBELET_TARGETS[layer], dim=-1)
-                    losses += [_cross_entropy(logits, known[..., k]) for k, logits in enumerate(parts)]
-            if layer == SEEN_LAYER:
-                logits, known = self.seen(torch.cat([lasts, end], dim=1)), batch.seen_targets
-                known = torch.cat([known, known[:, -1:]], dim=1)
-                told = known >= 0
-                missed = nn.functional.binary_cross_entropy_with_logits(logits[told], known[told])
-                losses.append(SEEN_WEIGHT * missed)
-            if layer == TEXT_LAYER:
-                of_names.append(_cross_entropy(self.text(text), batch.text_targets))
-            if layer == FACTS_LAYER:
-                parts = self.facts(text).split(list(map(len, FACTS.values())), dim=-1)
-                of_names += [_cross_entropy(part, batch.fact_targets[..., k]) for k, part in enumerate(parts)]
-        return _mean(losses) + _mean(of_names)
-
-
-def _mean(losses: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """Of those that there are."""
-    there = [loss for loss in losses if loss is not None]
-    return torch.stack(there).mean() if there else torch.zeros(())
-
-
-def _cross_entropy(
-    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None
-) -> torch.Tensor | None:
-    """Over what can be told; None where nothing can."""
-    known = target >= 0
-    return nn.functional.cross_entropy(logits[known], target[known], weight=weight) if known.any() else None
-
-
-def decoder_layer(
-    layer: Any,
-    states: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    bias: torch.Tensor,
-    first: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """``layer``'s output (B, tokens - first, hidden) float32 for the tokens from ``first`` on.
-
-    ``states``: (B, tokens, hidden); ``cos`` and ``sin``: (B, tokens, 1, head size); ``bias``: ``Batch``'s; ``first``: 0
-    or where the questions begin.
-    """
-    attention, mlp = layer.self_attn, layer.mlp
-    normed = layer.input_layernorm(states).to(dtype)
-    sources = ((normed[:, first:], attention.q_proj), (normed, attention.k_proj), (normed, attention.v_proj))
-    query, key, value = (
-        _linear(part, proj, dtype).float().unflatten(-1, (-1, attention.head_dim)) for part, proj in sources
-    )
-    query, key = _rotate(query, cos[:, first:], sin[:, first:]), _rotate(key, cos, sin)
-    mixed = _attend(query, key, value, bias).to(dtype)
-    states = states[:, first:] + _linear(mixed, attention.o_proj, dtype)
-    normed = layer.post_attention_layernorm(states).to(dtype)
-    gated = nn.functional.silu(_linear(normed, mlp.gate_proj, dtype)) * _linear(normed, mlp.up_proj, dtype)
-    return states + _linear(gated, mlp.down_proj, dtype)
-
-
-def forward(
-    model: Any, batch: Batch, dtype: torch.dtype = torch.float32, layer: Callable[..., torch.Tensor] = decoder_layer
-) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-    """The language model on a batch: (final hidden states of the questions (B, Q, hidden); by layer with auxiliary
-    targets those of all tokens (B, V + Q, hidden); the first question's first token ends the video).
-
-    The same as the model's own forward on each question apart. ``dtype``: of the large matrix products; bfloat16 is
-    several times as quick where the CPU has it. Attention is float32: finding the newest tubelet takes sharp scores.
-    ``layer``: ``decoder_layer``, compiled or not.
-    """
-    text = model.model.language_model
-    cut = batch.prefix_ids.shape[1]
-    states = text.embed_tokens(torch.cat([batch.prefix_ids, batch.question_ids], dim=1))
-    start = cut - batch.features.shape[1]
-    states = torch.cat([states[:, :start], batch.features, states[:, cut:]], dim=1)
-    cos, sin = (t[:, :, None] for t in text.rotary_emb(states, batch.positions))
-    kept: dict[int, torch.Tensor] = {}
-    for number, weights in enumerate(text.layers, start=1):
-        first = cut if number == len(text.layers) else 0  # nobody reads the prefix's last states
-        states = layer(weights, states, cos, sin, batch.bias, first, dtype)
-        if number in AUX_LAYERS:
-            kept[number] = states
-    return text.norm(states), kept
-
-
-def _linear(states: torch.Tensor, layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
-    bias = None if layer.bias is None else layer.bias.to(dtype)
-    return nn.functional.linear(states, layer.weight.to(dtype), bias)
-
-
-def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    one, other = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((-other, one), dim=-1) * sin
-
-
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Grouped-query attention; all (B, tokens, heads, head size) float32, the result (B, tokens, heads x head size).
-
-    The last queries are the questions' and see what ``bias`` says; those before, if any, see what stands before them.
-    """
-    query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-    attend = functools.partial(nn.functional.scaled_dot_product_attention, enable_gqa=True)
-    asked = bias.shape[1]
-    cut = key.shape[2] - asked
-    mixed = attend(query[:, :, -asked:], key, value, bias[:, None])
-    if query.shape[2] > asked:
-        video = attend(query[:, :, :cut], key[:, :, :cut], value[:, :, :cut], is_causal=True)
-        mixed = torch.cat([video, mixed], dim=2)
-    return mixed.transpose(1, 2).flatten(2)
 
 
 def draw_batch(
@@ -244,7 +87,8 @@ def train_language(
     heads = AuxHeads()
     optimizers = make_optimizers(model.model.language_model, heads, plan)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    start = _resume(folder, model, heads, optimizers)
+    parts = {"text": model.model.language_model, "heads": heads, "matrices": optimizers[0], "rest": optimizers[1]}
+    start = load_state(folder / "language.pt", parts)
     maker = BatchMaker(processor, model.config.video_token_id)
 
     def compute(step: int, number: int) -> _Gradients:
@@ -260,9 +104,7 @@ def train_language(
             computed = list(workers.map(functools.partial(compute, step), range(plan.batches)))
             report(step, _update(model, heads, optimizers, computed))
             if (step + 1) % 100 == 0 or step + 1 == plan.steps:
-                state = {"step": step + 1, "text": model.model.language_model.state_dict(), "heads": heads.state_dict()}
-                state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
-                save_atomically(state, folder / "language.pt")
+                save_state(folder / "language.pt", step + 1, parts)
 
 
 @torch.no_grad()
@@ -339,15 +181,3 @@ def _update(
     for optimizer in optimizers:
         optimizer.step()
     return {name: float(np.mean([figures[name] for _, figures in computed])) for name in computed[0][1]}
-
-
-def _resume(folder: Path, model: Any, heads: AuxHeads, optimizers: list[torch.optim.Optimizer]) -> int:
-    path = folder / "language.pt"
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    model.model.language_model.load_state_dict(state["text"])
-    heads.load_state_dict(state["heads"])
-    for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(stored)
-    return int(state["step"])

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from training.parallel import in_processes
+from training.states import load_state, save_state, schedule
 from training.tiny_config import CELLS, FRAME_SIZE, HIDDEN, TOKENS
 from training.tower import encode_tubelets
 from vstream_ros.synthetic.shapes_world import COLOURS, COUNTABLE, OPPOSITE, PLACES, SHAPES, Scene
@@ -145,7 +146,8 @@ def train_vision(
     heads = Heads()
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=plan.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
-    start = _resume(folder, tower, heads, optimizer)
+    parts = {"tower": tower, "heads": heads, "optimizer": optimizer}
+    start = load_state(folder / "vision.pt", parts)
     rng = np.random.default_rng([plan.seed, start])
     frames: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -168,8 +170,7 @@ def train_vision(
         optimizer.step()
         report(step, {"loss": float(loss.detach()), **right})
         if (step + 1) % 250 == 0 or step + 1 == plan.steps:
-            state = {"step": step + 1, "tower": tower.state_dict(), "heads": heads.state_dict()}
-            save_atomically({**state, "optimizer": optimizer.state_dict()}, folder / "vision.pt")
+            save_state(folder / "vision.pt", step + 1, parts)
     return measure(tower, heads)
 
 
@@ -183,28 +184,3 @@ def measure(tower: Any, heads: Heads, seed: int = 987_654, count: int = 600) -> 
     frames, labels = TubeletSampler(seed).draw(count)
     features = torch.cat([encode_tubelets(tower, frames[k : k + 100]) for k in range(0, count, 100)])
     return heads.loss(features, torch.from_numpy(labels))[1]
-
-
-def schedule(step: int, steps: int, warmup: int = 60) -> float:
-    """Factor of the learning rate: a short linear rise, then a cosine down to 2 %."""
-    part = min(step / max(steps, 1), 1.0)
-    return min((step + 1) / warmup, 1.0) * (0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * part))))
-
-
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Write a state so that an interrupted run leaves the old file, never half of the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    torch.save(state, temporary)
-    temporary.replace(path)
-
-
-def _resume(folder: Path, tower: Any, heads: Heads, optimizer: torch.optim.Optimizer) -> int:
-    path = folder / "vision.pt"
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    tower.load_state_dict(state["tower"])
-    heads.load_state_dict(state["heads"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])

@@ -17,9 +17,10 @@ from pathlib import Path
 from rich.console import Console
 
 from vstream_ros import DEFAULT_MODEL, __version__
-from vstream_ros.errors import VStreamError
+from vstream_ros.errors import ConfigError, VStreamError
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.memory_config import MemoryConfig
+from vstream_ros.replay.terminal import literal, one_line, printable
 
 ASK_TIMEOUT_S = 3600.0
 """Offline nobody waits for the answer by the clock of a robot, and a CPU takes minutes for a clip."""
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VStreamError as error:
         if args.debug:
             raise
-        notes.print(f"vstream: {error}", style="red", markup=False)
+        notes.print(f"vstream: {one_line(error)}", style="red", markup=False)
     except KeyboardInterrupt:
         if args.debug:
             raise
@@ -62,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_ask(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("recording", type=Path, metavar="VIDEO_OR_BAG", help="video, rosbag2 folder, .mcap or .db3")
+    add("recording", type=Path, metavar="VIDEO_OR_BAG", help="video, rosbag2 folder, .mcap, .db3, or a folder with one")
     add("questions", nargs="+", metavar="QUESTION", help="asked in this order")
     add("--model", default=DEFAULT_MODEL, help="hub id or checkpoint folder (default %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto)")
@@ -77,6 +78,11 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
         "--stream-window-size", type=int, default=MemoryConfig.stream_window_size, metavar="FRAMES",
         help="most recent frames (default %(default)s)",
     )
+    add(
+        "--start-time", type=parse_seconds, metavar="SECONDS", default="0",
+        help="ask about frames from this header stamp on; a video's count from its start (default: all)",
+    )
+    add("--end-time", type=parse_seconds, metavar="SECONDS", default="0", help="and up to this one (default: all)")
     add("--max-new-tokens", type=int, metavar="N", help="length of an answer at most (default: the engine's)")
     add(
         "--timeout", type=float, default=ASK_TIMEOUT_S, metavar="SECONDS",
@@ -126,7 +132,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
-    from vstream_ros.replay.ask import ask_all, camera_names, feed
+    from vstream_ros.replay.ask import answer_questions, camera_names, feed
     from vstream_ros.replay.sources import open_source
     from vstream_ros.replay.terminal import frame_progress, metrics_table, print_reply
 
@@ -144,7 +150,7 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
         cameras = camera_names(source.topics)
         memories = dict.fromkeys(cameras.values(), memory)
         with DelayedBatchInferenceEngine(args.model, config=config, memory=memories) as engine:
-            with notes.status(f"loading {args.model}"):
+            with notes.status(f"loading {literal(args.model)}"):
                 engine.load().result()
             with frame_progress(notes) as progress:
                 task = progress.add_task("reading frames", total=None)
@@ -153,14 +159,17 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
                     lambda read, total: progress.update(task, completed=read, total=max(read, total)),
                 )
             if fed.damaged:
-                notes.print(f"{fed.damaged} damaged frames left out: {fed.last_fault}", style="yellow", markup=False)
+                fault = printable(fed.last_fault)
+                notes.print(f"{fed.damaged} damaged frames left out: {fault}", style="yellow", markup=False)
             replies = []
-            for number, reply in enumerate(ask_all(engine, args.questions), start=1):
+            asked = answer_questions(engine, args.questions, start_ns=args.start_time, end_ns=args.end_time)
+            for number, reply in enumerate(asked, start=1):
                 replies.append(reply)
                 print_reply(notes if args.json else out, number, reply)
     if args.json:
         document = {
-            "recording": str(args.recording), "model": args.model, "frames": dataclasses.asdict(fed),
+            "recording": str(source.path), "model": args.model, "frames": dataclasses.asdict(fed),
+            "start_time_ns": args.start_time or None, "end_time_ns": args.end_time or None,
             "answers": [reply.as_dict() for reply in replies],
         }
         out.print_json(json.dumps(document))
@@ -170,6 +179,10 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
 
 
 def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
+    for option, least in (("frames", 2), ("window", 2), ("max_new_tokens", 1)):
+        if getattr(args, option) < least:
+            name = option.replace("_", "-")
+            raise ConfigError(f"--{name} must be at least {least}, got {getattr(args, option)}")
     from vstream_ros.replay.sources import open_source
 
     with open_source(args.recording) as source:
@@ -177,10 +190,9 @@ def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
         from vstream_ros.compare.measure import compare
         from vstream_ros.engine import EngineConfig
         from vstream_ros.models.loader import load_model
-        from vstream_ros.replay.terminal import printable
 
         config = EngineConfig(device=args.device, local_files_only=args.local_files_only)
-        with notes.status(f"loading {args.model}") as status:
+        with notes.status(f"loading {literal(args.model)}") as status:
             model = load_model(
                 args.model,
                 device=config.device,
@@ -206,7 +218,7 @@ def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:
         notes.print(note, style="yellow", markup=False)
     for result in comparison.results:
         out.print(f"{result.method}: {printable(result.answer) or '(empty)'}", markup=False, soft_wrap=True)
-    out.print(f"written to {args.out / 'compare.html'} and compare.json beside it", markup=False)
+    out.print(f"written to {printable(str(args.out / 'compare.html'))} and compare.json beside it", markup=False)
     return 0
 
 
@@ -219,7 +231,7 @@ def _record(args: argparse.Namespace, out: Console, notes: Console) -> int:
         encoding=args.encoding, rate_hz=args.rate, size=args.size, start_ns=args.start_stamp, frame_id=args.frame_id,
     )
     with frame_progress(notes) as progress:
-        task = progress.add_task(f"recording {args.video.name}", total=None)
+        task = progress.add_task(f"recording {literal(args.video.name)}", total=None)
         summary = record(
             args.video, args.bag, options, force=args.force,
             on_progress=lambda read, total: progress.update(task, completed=read, total=max(read, total)),
@@ -228,7 +240,8 @@ def _record(args: argparse.Namespace, out: Console, notes: Console) -> int:
     damaged = f", {summary.skipped} damaged ones left out" if summary.skipped else ""
     length_s = (summary.last_stamp_ns - summary.first_stamp_ns) / NANOSECONDS
     out.print(
-        f"{args.bag}: {summary.frames} frames{damaged} on {options.topic_name}, {length_s:.2f} s, {mebibytes(size)}",
+        f"{printable(str(args.bag))}: {summary.frames} frames{damaged} on {options.topic_name}, {length_s:.2f} s, "
+        f"{mebibytes(size)}",
         markup=False, soft_wrap=True,
     )
     return 0

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.eval import clip_views
-from benchmarks.node_eval import CAMERA, PARAMETERS, SEED, compare, make_engine, questions, scenes
+from support.node_agreement import CAMERA, PARAMETERS, SEED, ask_both, make_engine, questions, scenes
 from support.ros_client import DOMAIN
+from support.shapes_accuracy import clip_views
 from vstream_ros.demo.scene import START_NS, record_scene
 from vstream_ros.demo.session import TOPIC, node_session
 from vstream_ros.demo.shapes import play_whole
@@ -43,7 +43,7 @@ def test_the_node_answers_as_offline_inference_does(workdir):
         with node_session(workdir, "vstream-tiny", OUT, compressed=False, parameters=PARAMETERS) as session:
             play_whole(session, bag, 4.0, OUT)
             assert session.client.frames_received() == read == 4 * end_s
-            answers = list(compare(session, engine, scene, qas, OUT))
+            answers = list(ask_both(session, engine, scene, qas, OUT))
         assert [node for _, node, _ in answers] == [offline for _, _, offline in answers]
 
         # Would other frames be noticed? The same ones mirrored.

@@ -55,6 +55,9 @@ def test_wrong_usage_is_exit_2_and_names_the_fault(capsys, arguments, words):
         ["ask", "video.mkv", "What?", "--star-memory-size", "3"],
         ["ask", "video.mkv", "What?", "--topic", "/front"],
         ["demo", "--video", "nothing.mp4"],
+        ["compare", "video.mkv", "--frames", "1"],
+        ["compare", "video.mkv", "--window", "-5"],
+        ["compare", "video.mkv", "--max-new-tokens", "0"],
     ],
 )
 def test_a_failure_is_exit_1_and_one_line(tmp_path, monkeypatch, capsys, arguments):
@@ -105,6 +108,17 @@ def test_record_passes_every_option_on(tmp_path, capsys):
     assert main([*arguments, "--force", "--compressed", "--quality", "20"]) == 0
     with open_source(bag) as source:
         assert "jpeg" in next(iter(source)).message.format
+
+
+@pytest.mark.parametrize("name", ["[red].mkv", "caf\udce9.mkv", "[red]\x1b[2J.mkv"])
+def test_a_name_is_a_name_and_no_markup(tmp_path, monkeypatch, capsys, name):
+    """On a terminal the progress bar shows it."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    video = write_video(tmp_path / "v.mkv", pictures(2), [0, 100]).rename(tmp_path / name)
+    assert main(["record", str(video), str(tmp_path / f"bag of {name}")]) == 0
+    shown = capsys.readouterr()
+    assert "\x1b[2J" not in shown.err + shown.out
+    assert "bag of " in shown.out
 
 
 def test_a_bag_is_no_video_to_record(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from support.frames import random_frame
-from vstream_ros.compare.comparison import terminal_table, write_json, write_page
+from vstream_ros.compare.comparison import draw_results, terminal_table, write_json, write_page
 from vstream_ros.compare.measure import compare
+from vstream_ros.compare.methods import MethodResult
 from vstream_ros.errors import NoFramesError, OutOfMemoryError
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 
@@ -109,3 +111,32 @@ def test_the_page_stands_alone_and_the_json_holds_every_field(model: QwenVideoMo
     document = json.loads((tmp_path / "compare.json").read_text())
     assert [r["method"] for r in document["results"]] == [r.method for r in comparison.results]
     assert terminal_table(comparison).row_count == 8
+
+
+@pytest.mark.parametrize(
+    ("native_s", "ours_s"), [(0.9, 0.03), (0.05, 0.03), (0.2, 0.2), (1.0, 0.1), (100.0, 0.0002)]
+)
+def test_no_number_of_the_plots_lies_on_another_or_outside(native_s: float, ours_s: float) -> None:
+    """Every bar, tick and title as matplotlib lays them out. A range of less than a decade used to label its minor
+    ticks, each with a power of ten."""
+    results = [
+        MethodResult(name, equals_native=native, first_token_s=first, first_token_warm_s=ours_s, peak_bytes=10**8)
+        for name, native, first in (("native", True, native_s), ("incremental", False, ours_s))
+    ]
+    figure = draw_results(results)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        axis = axes.xaxis
+        low, high = axes.get_xlim()
+        ticks = [t for t in (*axis.get_major_ticks(), *axis.get_minor_ticks()) if low <= t.get_loc() <= high]
+        labels = [t.label1 for t in ticks if t.label1.get_text()]
+        assert len(labels) >= 2
+        for text in (*labels, *axes.texts, axes.title):
+            inside = text.get_window_extent()
+            assert figure.bbox.x0 <= inside.x0 <= inside.x1 <= figure.bbox.x1, text
+        for texts in (labels, axes.texts):
+            boxes = [text.get_window_extent() for text in texts]
+            for one, other in itertools.combinations(boxes, 2):
+                assert not one.overlaps(other)
+    first, following, _ = figure.axes
+    assert first.get_xlim() == following.get_xlim()

@@ -12,6 +12,7 @@ from support.replay_media import (
     MILLISECOND,
     TOPIC,
     compressed_cdr,
+    image_bag,
     image_cdr,
     pictures,
     write_bag,
@@ -21,7 +22,7 @@ from vstream_ros.cli import main
 from vstream_ros.engine import DelayedBatchInferenceEngine
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.memory_config import MemoryConfig
-from vstream_ros.replay.ask import Reply, ask_all, camera_names, feed
+from vstream_ros.replay.ask import Reply, answer_questions, camera_names, feed
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE
 from vstream_ros.replay.sources import open_source
 from vstream_ros.replay.terminal import metrics_table, print_reply
@@ -118,7 +119,7 @@ def test_a_question_that_fails_is_a_reply_and_the_next_is_asked(make_engine, vid
         cameras = camera_names(source.topics)
         engine = make_engine(cameras.values())
         feed(engine, source, cameras)
-    first, empty, last = ask_all(engine, ["What?", "  ", "Who?"])
+    first, empty, last = answer_questions(engine, ["What?", "  ", "Who?"])
     assert not first.error_code
     assert first.metrics["encoding_latency"] > 0
     assert (empty.error_code, empty.metrics) == ("INVALID_REQUEST", {})
@@ -146,7 +147,40 @@ def test_the_command_s_json_is_one_document_on_stdout(two_cameras, checkpoint, c
     assert answered["metrics"]["new_tokens"] <= 2
     assert answered["metrics"]["frames"] == document["frames"]["kept"]
     assert (failed["question"], failed["error_code"]) == ("", "INVALID_REQUEST")
+    assert failed.keys() == {"question", "answer", "error_code", "message"}
     assert "1 damaged frames left out" in captured.err
+
+
+def test_the_json_says_which_frames_were_shown_and_which_were_asked_about(tmp_path, checkpoint, capsys):
+    """A bag in a folder, whose stamps are 99.999 s, 100.099 s, ...; memory keeps one of each half second."""
+    bag = image_bag(tmp_path / "scene" / "0-2s", pictures(20, 60, 80))
+    arguments = ["ask", str(tmp_path / "scene"), "What?", "--model", str(checkpoint), "--max-new-tokens", "2", "--json"]
+    first, last = (100_000 - 1) * MILLISECOND, (100_000 + 1900 - 1) * MILLISECOND
+    assert main(arguments) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["recording"] == str(bag)
+    assert (whole["frames"]["first_stamp_ns"], whole["frames"]["last_stamp_ns"]) == (first, last)
+    assert (whole["start_time_ns"], whole["end_time_ns"]) == (None, None)
+    (answered,) = whole["answers"]
+    stamps = answered["frame_stamps_ns"]
+    assert len(stamps) == answered["metrics"]["frames"] == whole["frames"]["kept"] >= 4
+    assert first == min(stamps) <= max(stamps) <= last
+    assert set(answered["frame_cameras"]) == {"camera/image_raw"}
+    assert len(answered["frame_cameras"]) == len(stamps)
+    assert 0.0 < answered["confidence"] <= 1.0
+    assert "error_code" not in answered
+
+    assert main([*arguments, "--start-time", "101", "--end-time", "101.999999999"]) == 0
+    part = json.loads(capsys.readouterr().out)
+    assert (part["start_time_ns"], part["end_time_ns"]) == (101 * NANOSECONDS, 102 * NANOSECONDS - 1)
+    shown = part["answers"][0]["frame_stamps_ns"]
+    assert shown
+    assert set(shown) < set(stamps)
+    assert min(shown) > 100.5 * NANOSECONDS  # a tubelet of which one frame lies in the range is shown whole
+
+    assert main([*arguments, "--start-time", "500"]) == 1
+    (failed,) = json.loads(capsys.readouterr().out)["answers"]
+    assert failed["error_code"] == "NO_FRAMES"
 
 
 def test_a_model_that_is_not_there_is_one_line(video, tmp_path, capsys):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import eval as evaluation
+from support import shapes_accuracy as evaluation
 from vstream_ros.errors import InvalidRequestError, ModelFailedError, NoFramesError
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.base import GenerationOptions, Segment

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from training.batches import FACTS, NEW, NOTHING, OLD, Batch, BatchMaker
 from training.feature_pool import FeaturePool, PooledClip, join
+from training.packed_forward import forward
 from training.tiny_config import CELLS, FRAME_SIZE, HIDDEN, MAX_PIXELS, MIN_PIXELS, TOKENS, VISION
 from training.tiny_model import make_model, write_checkpoint
 from training.tower import encode_tubelets, patchify
 from training.train import train
-from training.train_language import LanguagePlan, forward, train_language
+from training.train_language import LanguagePlan, train_language
 from training.train_vision import IGNORE, MOTIONS, PLACES, TubeletSampler, VisionPlan, label, mirror
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.base import Segment, TubeletFeatures

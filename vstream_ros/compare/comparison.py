@@ -6,15 +6,19 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from vstream_ros.compare.methods import MethodResult
 from vstream_ros.replay.terminal import mebibytes, printable, seconds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = (
     ("while streaming", lambda r: seconds(r.streaming_s) if r.streaming_s else "–"),
@@ -74,7 +78,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>vstream compare</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-table {{ border-collapse: collapse; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }}
 th:first-child {{ text-align: left; }} thead th {{ vertical-align: bottom; font-weight: 600; }}
 blockquote {{ margin: 0; padding: .5rem 1rem; background: #f4f4f4; white-space: pre-wrap; overflow-wrap: anywhere; }}
@@ -84,37 +88,54 @@ img {{ max-width: 100%; }}
 <p><b>{html.escape(comparison.question)}</b><br>{html.escape(comparison.recording)}, frame stride
 {comparison.frame_stride} · {html.escape(comparison.model)} on {html.escape(comparison.device)}</p><ul>{notes}</ul>
 <table><thead><tr><th>method</th>{heads}</tr></thead><tbody>{rows}</tbody></table>
-<p><img alt="latencies and memory" src="data:image/png;base64,{_plots(comparison.results)}"></p>
+<p><img alt="latencies and memory" src="data:image/png;base64,{_as_png(draw_results(comparison.results))}"></p>
 <h2>Answers</h2>{answers}</body></html>
 """,
         encoding="utf-8",
     )
 
 
-def _plots(results: Sequence[MethodResult]) -> str:
-    """Bars of latencies and memory as a PNG, in base64."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def draw_results(results: Sequence[MethodResult]) -> Figure:
+    """Bars of latencies and memory. Seconds stand on one logarithmic axis of whole decades, the same in both panels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     names = [r.method for r in results]
     colours = ["#4477aa" if r.equals_native else "#cc6677" for r in results]
-    panels: list[tuple[str, list[Any], bool]] = [
-        ("first token (s)", [r.first_token_s for r in results], True),
-        ("next question, first token (s)", [r.first_token_warm_s for r in results], True),
+    first, following = [r.first_token_s for r in results], [r.first_token_warm_s for r in results]
+    panels: list[tuple[str, list[float], bool]] = [
+        ("first token (s)", first, True),
+        ("next question, first token (s)", following, True),
         ("peak memory (MiB)", [r.peak_bytes / 2**20 for r in results], False),
     ]
     for axes, (title, values, logarithmic) in zip(figure.subplots(1, 3), panels, strict=True):
-        bars = axes.barh(names, values, color=colours)
-        axes.bar_label(bars, fmt="%.3g", padding=3)
+        axes.bar_label(axes.barh(names, values, color=colours), fmt="%.3g", padding=3)
         axes.set_title(title)
         axes.invert_yaxis()
         axes.margins(x=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if logarithmic:
-            axes.set_xscale("log")
+            _set_decades(axes, [*first, *following])
     figure.supxlabel("blue: native's answer, red: another one", fontsize=10)
+    return figure
+
+
+def _set_decades(axes: Any, values: Sequence[float]) -> None:
+    """A logarithmic x axis for all of ``values``, with labels at whole decades only: others would lie on each other."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    there = [value for value in values if value > 0.0] or [1.0]
+    axes.set_xscale("log")
+    # The shortest bar is seen, right of the longest is room for its number, and two decades have their labels.
+    low = 10.0 ** math.floor(math.log10(min(there) / 1.5))
+    axes.set_xlim(low, max(4.0 * max(there), 10.0 * low))
+    axes.xaxis.set_major_locator(LogLocator(numticks=20))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _as_png(figure: Figure) -> str:
+    """The picture in base64."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -44,8 +44,8 @@ def draw_memory(path: Path, scene: Scene, held: Sequence[Held]) -> None:
     FigureCanvasAgg(figure)
     star = sum(one.star for one, _ in pairs)
     figure.suptitle(
-        f"What memory held at {scene.duration_s:g} s: {star} tubelets of star (★, long-term) and "
-        f"{len(pairs) - star} of stream (●, the most recent), two frames each",
+        f"What memory held at {scene.duration_s:g} s, in tubelets of two frames: {star} in star memory (★, long-term), "
+        f"{len(pairs) - star} in stream memory (●, the most recent)",
         fontsize=15,
     )
     parts: Any = figure.subfigures(2, 1, height_ratios=heights)
@@ -97,7 +97,8 @@ def _draw_story(axes: Any, scene: Scene, pairs: Sequence[tuple[Held, Held]]) -> 
     axes.get_yticklabels()[-2].set_color(STAR)
     axes.get_yticklabels()[-1].set_color(STREAM)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlim(-1.0, scene.duration_s + 1.0)
+    margin_s = 0.01 * scene.duration_s  # half a star's width
+    axes.set_xlim(-margin_s, scene.duration_s + margin_s)
     axes.set_xlabel(
         "seconds of the scene; above: which object was there, by the event log (arrow: it moves, pale: it stands)",
         fontsize=12,

@@ -24,7 +24,7 @@ from vstream_ros.demo.session import TOPIC, fields_of, node_session, print_tail
 from vstream_ros.errors import InvalidRequestError
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.ask import Reply
-from vstream_ros.replay.terminal import mebibytes, metrics_table, print_reply
+from vstream_ros.replay.terminal import literal, mebibytes, metrics_table, print_reply
 
 if TYPE_CHECKING:
     from vstream_ros.demo.client import DemoClient
@@ -72,7 +72,7 @@ def _show_video(workdir: Path, video: Path | None, model: str | None, question: 
         model = _make_random_model(workdir / "random_model", out)
     with node_session(workdir, model, out, compressed=compressed) as session:
         received, expected = session.play(bag, max(1.0, length_s / LONGEST_REPLAY_S), out)
-        out.print(f"Replayed {bag}: the node has received {received} of {expected} frames", highlight=False)
+        out.print(f"Replayed {literal(bag)}: the node has received {received} of {expected} frames", highlight=False)
         replies = []
         for number, text in enumerate((question, FOLLOW_UP), start=1):
             reply, _ = session.ask(text, out)
@@ -119,10 +119,11 @@ def _make_bag(video: Path, bag: Path, out: Console) -> tuple[Path, float, bool]:
     with open_source(video) as source:
         compressed = source.frame_count > RAW_FRAMES
     options = RecordOptions(topic=TOPIC + ("/compressed" if compressed else ""), compressed=compressed)
-    with out.status(f"recording {video} into {bag}"):
+    with out.status(f"recording {literal(video)} into {literal(bag)}"):
         summary = record(video, bag, options, force=bag.exists())
     length_s = (summary.last_stamp_ns - summary.first_stamp_ns) / NANOSECONDS
-    out.print(f"Recorded {video} as {bag}: {summary.frames} frames, {length_s:.1f} s", highlight=False)
+    recorded = f"Recorded {literal(video)} as {literal(bag)}"
+    out.print(f"{recorded}: {summary.frames} frames, {length_s:.1f} s", highlight=False)
     return bag, length_s, compressed
 
 

@@ -16,6 +16,7 @@ from vstream_ros.errors import ModelFailedError, NotReadyError, VStreamError
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.ask import Reply
 from vstream_ros.replay.sources import open_source
+from vstream_ros.replay.terminal import literal
 
 if TYPE_CHECKING:
     from vstream_ros.demo.client import DemoClient
@@ -52,7 +53,7 @@ class Session:
 
         with running(command, log) as player, out.status("") as status:
             while player.poll() is None and received() < expected:
-                status.update(f"replaying {bag}: the node has received {received()} of {expected} frames")
+                status.update(f"replaying {literal(bag)}: the node has received {received()} of {expected} frames")
                 client.wait_until(lambda: player.poll() is not None or received() >= expected, 0.5)
             if player.returncode:
                 raise NotReadyError(f"bag_player failed: {log.read_text(errors='replace').strip()}")
@@ -64,7 +65,7 @@ class Session:
     def ask(self, question: str, out: Console) -> tuple[Reply, Any]:
         """Ask through the service. Returns the reply with its metrics, and the whole ``AskVideo.Response``."""
         start = time.monotonic()
-        with out.status(f"asking: {question}"):
+        with out.status(f"asking: {literal(question)}"):
             response = self.client.ask(question, ANSWER_TIMEOUT_S)
         code = "" if response.success else _code_name(response)
         metrics = fields_of(response.metrics) | {"round_trip": time.monotonic() - start}
@@ -79,12 +80,12 @@ class Session:
             if not client.wait_until(lambda: client.cache is not None, START_TIMEOUT_S):
                 raise NotReadyError(f"the node published no status within {START_TIMEOUT_S:.0f} s")
         settled = (CacheStatus.READY, CacheStatus.FAILED)
-        with out.status(f"the node is loading {model}"):
+        with out.status(f"the node is loading {literal(model)}"):
             client.wait_until(lambda: client.model_state() in settled, LOAD_TIMEOUT_S)
         if client.model_state() != CacheStatus.READY:
             # The service says why, in the words a planner would get.
             raise ModelFailedError(client.ask("Is the model there?", 10.0).message or f"{model} could not be loaded")
-        out.print(f"The node is up and has loaded {model}", highlight=False)
+        out.print(f"The node is up and has loaded {literal(model)}", highlight=False)
 
 
 @contextmanager
@@ -132,7 +133,7 @@ def fields_of(message: Any) -> dict[str, Any]:
 def print_tail(log: Path, out: Console) -> None:
     """Print the end of the node's log, where there is one."""
     if log.exists() and (lines := log.read_text(errors="replace").splitlines()[-20:]):
-        out.print(f"The end of {log}:", highlight=False)
+        out.print(f"The end of {literal(log)}:", highlight=False)
         out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -17,7 +17,7 @@ from vstream_ros.demo.session import TOPIC, Session, node_session, stamps_ns
 from vstream_ros.errors import NotReadyError
 from vstream_ros.replay.ask import Reply
 from vstream_ros.replay.sources import open_source
-from vstream_ros.replay.terminal import printable
+from vstream_ros.replay.terminal import literal, printable
 from vstream_ros.synthetic.shapes_questions import PHRASINGS, right
 from vstream_ros.synthetic.shapes_world import Scene
 
@@ -88,7 +88,7 @@ def show_shapes(
     if seen:
         path = workdir / "memory.png"
         draw_memory(path, scene, _held(seen[0], star_frames, bags))
-        out.print(f"What star and stream memory held at the end: {path}", highlight=False, soft_wrap=True)
+        out.print(f"What star and stream memory held at the end: {literal(path)}", highlight=False, soft_wrap=True)
     return [row.reply for row in sorted(checked, key=lambda row: -row.at_s)]
 
 

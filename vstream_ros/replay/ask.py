@@ -11,7 +11,7 @@ from vstream_ros.memory.clip import Verdict
 from vstream_ros.replay.frames import Source
 
 if TYPE_CHECKING:
-    from vstream_ros.engine import DelayedBatchInferenceEngine
+    from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 
 WANTED = (Verdict.KEEP, Verdict.JUMP)
 
@@ -26,6 +26,10 @@ class Fed:
     damaged: int = 0
     """Messages or packets that could not be read, and images that could not be decoded."""
     last_fault: str = ""
+    first_stamp_ns: int = 0
+    """The earliest header stamp of all that were read; a video's stamps count from its start."""
+    last_stamp_ns: int = 0
+    """The latest."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,18 @@ class Reply:
     error_code: str = ""
     """Name of a constant of ``srv/AskVideo``; empty: success."""
     message: str = ""
+    confidence: float = 0.0
+    """As in ``srv/AskVideo``."""
+    frame_cameras: tuple[str, ...] = ()
+    """Parallel to ``frame_stamps_ns``."""
+    frame_stamps_ns: tuple[int, ...] = ()
+    """Header stamps of the frames that the model was shown, in prompt order."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields that say something, for JSON."""
-        return {name: value for name, value in vars(self).items() if value or name in ("question", "answer")}
+        """The fields that say something, for JSON: of an answer what it rests on, of a failure why."""
+        failure = {"error_code", "message"}
+        left_out = {"metrics", "confidence", "frame_cameras", "frame_stamps_ns"} if self.error_code else failure
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 def camera_names(topics: Sequence[str]) -> dict[str, str]:
@@ -64,6 +76,8 @@ def feed(
     """
     fed = Fed()
     for frame in source:
+        fed.first_stamp_ns = min(fed.first_stamp_ns, frame.stamp_ns) if fed.read else frame.stamp_ns
+        fed.last_stamp_ns = max(fed.last_stamp_ns, frame.stamp_ns) if fed.read else frame.stamp_ns
         fed.read += 1
         if on_progress is not None:
             on_progress(fed.read, source.frame_count)
@@ -83,15 +97,26 @@ def feed(
     return fed
 
 
-def ask_all(engine: DelayedBatchInferenceEngine, questions: Sequence[str]) -> Iterator[Reply]:
-    """Ask one question after the other; one that fails is a reply too, and the next is asked all the same."""
-    for question in questions:
-        yield _ask(engine, question)
+def answer_questions(
+    engine: DelayedBatchInferenceEngine, questions: Sequence[str], *, start_ns: int = 0, end_ns: int = 0
+) -> Iterator[Reply]:
+    """Ask one question after the other; one that fails is a reply too, and the next is asked all the same.
+
+    ``start_ns`` and ``end_ns``: header stamps of the frames to ask about, inclusive; 0: unbounded.
+    """
+    # Here: the engine brings torch, which takes seconds, and whoever wants another name of this module no time.
+    from vstream_ros.engine import Question
+
+    for text in questions:
+        yield _ask(engine, Question(text, start_ns=start_ns, end_ns=end_ns))
 
 
-def _ask(engine: DelayedBatchInferenceEngine, question: str) -> Reply:
+def _ask(engine: DelayedBatchInferenceEngine, question: Question) -> Reply:
     try:
-        answer, metrics = engine.ask(question)
+        answer = engine.submit(question).future.result()
     except VStreamError as error:
-        return Reply(question, error.answer, error_code=error.code, message=str(error))
-    return Reply(question, answer, metrics)
+        return Reply(question.text, error.answer, error_code=error.code, message=str(error))
+    return Reply(
+        question.text, answer.text, answer.metrics.as_dict(), confidence=answer.confidence,
+        frame_cameras=answer.frame_cameras, frame_stamps_ns=answer.frame_stamps_ns,
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,9 @@ IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE)
 # Both types are the same in every ROS 2 distribution, so the definitions that a bag brings along (bags from before
 # Iron bring none) are not needed, and an odd definition of an unrelated topic can't stop us.
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
+
+METADATA_MAX_BYTES = 16 << 20
+"""A bag of ten thousand files has 4 MB. YAML takes a hundred times its size in memory, and minutes for a gigabyte."""
 
 
 class BagFrame(Frame):
@@ -56,7 +61,7 @@ class BagSource(Source):
         try:
             self._connections = _image_connections(path, reader, topics)
         except BaseException:
-            reader.close()
+            _close(reader)
             raise
         self._reader = reader
         self.topics = tuple(dict.fromkeys(c.topic for c in self._connections))
@@ -74,7 +79,8 @@ class BagSource(Source):
                 record = next(messages, None)
             # SQLite, zstd, lz4 and the MCAP parser each have a family of their own; here all mean a broken file.
             except Exception as error:
-                raise InvalidRequestError(f"{self.path} breaks off: {error}; {_repair_hint(self.path)}") from error
+                reason, hint = _reason(error), _repair_hint(self.path)
+                raise InvalidRequestError(f"{self.path} breaks off: {reason}; {hint}") from error
             if record is None:
                 break
             frame = self._frame(*record)
@@ -83,15 +89,19 @@ class BagSource(Source):
                 yield frame
         if not found:
             fault = f" ({self.skipped} are damaged: {self.last_fault})" if self.skipped else ""
-            raise InvalidRequestError(f"{self.path} holds no readable message on {', '.join(self.topics)}{fault}")
+            raise InvalidRequestError(f"{self.path} holds no readable message on {_names(self.topics)}{fault}")
 
     def close(self) -> None:
         if self._reader is not None:
-            self._reader.close()
+            _close(self._reader)
             self._reader = None
 
-    def _frame(self, connection: Connection, receive_ns: int, cdr: bytes) -> BagFrame | None:
+    def _frame(self, connection: Connection, receive_ns: Any, cdr: Any) -> BagFrame | None:
         """Return the message as a frame; None, counted, when the bytes are no such message."""
+        # SQLite keeps any type in any column.
+        if not isinstance(cdr, (bytes, memoryview)) or not isinstance(receive_ns, int):
+            self._count_fault(f"{connection.topic}: a message that is no bytes, or has no time")
+            return None
         try:
             message = TYPES.deserialize_cdr(cdr, connection.msgtype)
         except SerdeError as error:
@@ -101,24 +111,50 @@ class BagSource(Source):
 
 
 def _open_reader(path: Path) -> Reader:
-    if path.is_dir() and not (path / "metadata.yaml").is_file():
-        raise InvalidRequestError(
-            f"{path} is no rosbag2 folder: it has no metadata.yaml; pass a bag's folder or one of its .mcap or .db3 "
-            f"files (an interrupted recording can be repaired: ros2 bag reindex {path})"
-        )
+    if path.is_dir():
+        _check_folder(path)
+    reader = None
     try:
         reader = Reader(path)
         reader.open()
+        _check_connections(reader.connections)
     except Exception as error:  # see BagSource.__iter__
-        raise InvalidRequestError(f"{path} can't be read as a bag: {error}; {_repair_hint(path)}") from error
+        if reader is not None and reader.is_open:
+            _close(reader)
+        raise InvalidRequestError(f"{path} can't be read as a bag: {_reason(error)}; {_repair_hint(path)}") from error
     return reader
+
+
+def _close(reader: Reader) -> None:
+    with contextlib.suppress(AttributeError):  # what rosbags says where the metadata's "files" are no list
+        reader.close()
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse what reading would never come back from."""
+    for entry in path.iterdir():
+        if entry.exists() and not entry.is_file() and not entry.is_dir():
+            raise InvalidRequestError(f"{entry} is a pipe, socket or device; a bag's folder holds regular files only")
+    if (path / "metadata.yaml").stat().st_size > METADATA_MAX_BYTES:
+        raise InvalidRequestError(
+            f"{path / 'metadata.yaml'} is larger than {METADATA_MAX_BYTES >> 20} MiB, so it is no bag's; write it anew "
+            f"with: ros2 bag reindex {path}"
+        )
+
+
+def _check_connections(connections: Sequence[Connection]) -> None:
+    """rosbags takes the values as the metadata, or SQLite's rows, have them. Raises ``TypeError``."""
+    for connection in connections:
+        for name, kind in (("topic", str), ("msgtype", str), ("msgcount", int)):
+            if not isinstance(value := getattr(connection, name), kind):
+                raise TypeError(f"a topic's {name} is {value!r} and no {kind.__name__}")
 
 
 def _image_connections(path: Path, reader: Reader, topics: Sequence[str]) -> list[Connection]:
     """Return the connections of the wanted image topics. Raises ``InvalidRequestError`` naming those there are."""
     images = [c for c in reader.connections if c.msgtype in IMAGE_TYPES]
     if not images:
-        others = ", ".join(sorted({f"{c.topic} ({c.msgtype})" for c in reader.connections})) or "nothing"
+        others = _names({f"{c.topic} ({c.msgtype})" for c in reader.connections}) or "nothing"
         raise InvalidRequestError(f"{path} has no Image or CompressedImage topic; it holds {others}")
     if not topics:
         return images
@@ -126,7 +162,7 @@ def _image_connections(path: Path, reader: Reader, topics: Sequence[str]) -> lis
     names = {c.topic for c in images}
     if wanted - names:
         raise InvalidRequestError(
-            f"{path} has no image topic {', '.join(sorted(wanted - names))}; it has {', '.join(sorted(names))}"
+            f"{path} has no image topic {_names(wanted - names)}; it has {_names(names)}"
         )
     return [c for c in images if c.topic in wanted]
 
@@ -135,3 +171,13 @@ def _repair_hint(path: Path) -> str:
     """Say how a damaged bag is repaired, according to its storage."""
     is_mcap = path.suffix == ".mcap" or (path.is_dir() and any(path.glob("*.mcap")))
     return "try: mcap recover" if is_mcap else "try: sqlite3 FILE.db3 .recover, then ros2 bag reindex"
+
+
+def _names(names: Iterable[str]) -> str:
+    """Return names as one list of bounded length."""
+    return shorten(", ".join(sorted(names)), 300, placeholder=" ...")
+
+
+def _reason(error: Exception) -> str:
+    """Return a library's words on one line of bounded length: YAML's have several, and may quote the file."""
+    return shorten(str(error) or type(error).__name__, 300)

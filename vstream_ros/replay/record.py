@@ -19,7 +19,7 @@ from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, TYPES
 from vstream_ros.replay.frames import Source
-from vstream_ros.replay.sources import is_bag, open_source
+from vstream_ros.replay.sources import find_recording, is_bag, open_source
 
 STORAGES = {"sqlite3": StoragePlugin.SQLITE3, "mcap": StoragePlugin.MCAP}
 ENCODINGS = ("bgr8", "rgb8", "mono8")
@@ -123,9 +123,10 @@ def record(
 
 
 def _open_video(video: Path) -> Source:
-    if video.exists() and is_bag(video):
-        raise InvalidRequestError(f"{video} is a bag already; pass a video file")
-    return open_source(video)
+    found = find_recording(video)
+    if is_bag(found):
+        raise InvalidRequestError(f"{found} is a bag already; pass a video file")
+    return open_source(found)
 
 
 def _check_target(bag: Path, force: bool) -> None:

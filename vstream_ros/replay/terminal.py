@@ -36,6 +36,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
+def one_line(error: Exception) -> str:
+    """Return an error's message as one printable line: it may name files and topics that a stranger has named."""
+    return printable(" ".join(str(error).split()))
+
+
+def literal(text: object) -> str:
+    """Return a name for a place where rich reads markup: "[red].mkv" is the name of a file."""
+    return escape(printable(str(text)))
+
+
 def metrics_table(metrics: Sequence[Mapping[str, Any]], title: str = "Metrics") -> Table:
     """Return a table with one column per answer. ``metrics``: the fields of ``msg/AnswerMetrics`` by name."""
     table = Table(title=title, title_justify="left")

@@ -22,6 +22,14 @@ from vstream_ros.replay.frames import Frame, Source
 VIDEO_TOPIC = "video"
 DEFAULT_RATE_HZ = Fraction(25)
 """Assumed for a stream that has neither timestamps nor a rate of its own."""
+CONTAINERS = (
+    "mov", "matroska", "avi", "mpeg", "mpegts", "ogg", "flv", "asf", "mxf", "nut", "ivf", "dv", "gif",
+    "h264", "hevc", "mpegvideo", "m4v", "mjpeg", "yuv4mpegpipe",
+)  # fmt: skip
+"""FFmpeg's names of the formats that hold their own pictures. A playlist (hls, concat, dash, sdp, image2 ...) names
+other files and hosts, and FFmpeg opens those while it opens the playlist: a stranger's recording would read them."""
+MAX_STAMP_NS = 2**31 * NANOSECONDS
+"""A header stamp's seconds have 31 bits."""
 
 
 class VideoFrame(Frame):
@@ -78,11 +86,20 @@ class VideoSource(Source):
 
     def _open(self) -> av.container.InputContainer:
         try:
-            container = av.open(str(self.path))
-        except (av.FFmpegError, OSError) as error:
+            # "file:", so that "concat:a|b" is a name. Titles are often not in UTF-8, and nobody reads them.
+            container = av.open(
+                f"file:{self.path}",
+                metadata_errors="replace",
+                options={"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"},
+            )
+        except av.ArgumentError as error:  # what FFmpeg says of a format that is not on the list
+            raise InvalidRequestError(
+                f"{self.path} holds no video of its own (MP4, Matroska, AVI, MPEG ...; playlists are not followed); "
+                "pass a video file or a rosbag2 folder"
+            ) from error
+        except (av.FFmpegError, OSError, ValueError) as error:
             raise InvalidRequestError(f"{self.path} can't be read as a video: {_reason(error)}") from error
-        # FFmpeg renders plain text as a film of a terminal: nobody who passes a text file wants that.
-        if not container.streams.video or container.format.name == "tty":
+        if not container.streams.video:
             container.close()
             raise InvalidRequestError(f"{self.path} holds no video; pass a video file or a rosbag2 folder")
         return container
@@ -118,8 +135,10 @@ class _StreamClock:
         """The largest time so far, one nanosecond more where a time was not larger: strictly increasing."""
 
     def stamp_ns(self, picture: av.VideoFrame) -> int:
-        """Return the picture's time; the expected one where a raw stream brings none."""
+        """Return the picture's time; the expected one where the stream brings none, or none that a stamp can hold."""
         stamp = self._next_ns if picture.pts is None else round((picture.pts - self._start) * self._unit)
+        if abs(stamp) >= MAX_STAMP_NS:
+            stamp = self._next_ns
         self._next_ns = stamp + self._period_ns
         self.newest_ns = max(self.newest_ns + 1, stamp)
         return stamp
