@@ -259,7 +259,7 @@ def test_an_exception_in_the_image_callback_ends_nothing(start, planner, monkeyp
     engine = node.node.engine
     planner.publish(image(0))
     node.wait_kept(1)
-    monkeypatch.setattr(engine, "add_frame", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(engine, "keep", lambda *args, **kwargs: 1 / 0)
     planner.publish(image(1))
     wait_received(node, 2)
     monkeypatch.undo()

@@ -392,14 +392,30 @@ def test_a_changed_resolution_clears_and_is_announced(engine: DelayedBatchInfere
     assert any("camera" in reason for reason in after.announcements)
 
 
-def test_check_says_what_add_frame_will_do(loaded: tuple[Any, Any]) -> None:
+def test_an_offer_says_what_keep_will_do(loaded: tuple[Any, Any]) -> None:
     model, processor = loaded
     with DelayedBatchInferenceEngine(model, processor, "cpu", sample_rate_hz=2.0, max_pixels=84 * 84) as engine:
         frame = np.zeros((56, 56, 3), np.uint8)
         for stamp_ms, verdict in ((0, "KEEP"), (100, "SKIP"), (500, "KEEP"), (480, "BACKWARD"), (-5000, "JUMP")):
             stamp_ns = (10_000 + stamp_ms) * 1_000_000
-            assert engine.check("camera", stamp_ns) is Verdict[verdict]
-            assert engine.add_frame(frame, stamp_ns=stamp_ns).verdict is Verdict[verdict]
+            slot = engine.offer(stamp_ns)
+            assert slot.verdict is Verdict[verdict]
+            assert engine.keep(slot, frame).verdict is Verdict[verdict]
+        state = engine.status().cameras[0]
+        assert (state.frames_offered, state.frames_kept, state.frames_rejected) == (5, 3, 1)
+
+
+@pytest.mark.parametrize("timestamp", [float("nan"), float("inf"), -float("inf"), 1e300, True, "1.5", 1j, [1]])
+def test_what_is_no_time_is_refused_and_counted(engine: DelayedBatchInferenceEngine, timestamp: Any) -> None:
+    feed(engine, 2)
+    for call in (
+        lambda: engine.add_frame(np.zeros((56, 56, 3), np.uint8), timestamp),
+        lambda: engine.update_star_memory([(np.zeros((56, 56, 3), np.uint8), timestamp)]),
+    ):
+        with pytest.raises(errors.FrameError, match="stamp"):
+            call()
+    state = engine.status().cameras[0]
+    assert (state.frames_offered, state.frames_kept, state.frames_rejected) == (4, 2, 2)
 
 
 def test_loading_failing_and_loading_again(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
-from vstream_ros.images import resize_rgb
-from vstream_ros.memory import Clip, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager, Verdict
+from vstream_ros.images.resize import check_rgb, resize_rgb
+from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager
 from vstream_ros.memory.clip import NANOSECONDS
+from vstream_ros.memory.slot import Size
 from vstream_ros.models.base import FrameSpec
 
 logger = logging.getLogger(__name__)
@@ -65,46 +66,54 @@ class CameraMemories:
         if not empty:
             self.clear(reason)
 
-    def check(self, camera: str, stamp_ns: int) -> Verdict:
-        """Whether a frame with this stamp is wanted, before anyone pays for its conversion; counts it as offered."""
-        with self._lock:
-            return self._memory(camera).count_offered(stamp_ns)
-
-    def add_frame(self, frame: np.ndarray, stamp_ns: int | None, camera: str | None) -> FrameStatus:
-        """See ``DelayedBatchInferenceEngine.add_frame``."""
+    def offer(self, stamp_ns: int | None, camera: str | None) -> FrameSlot:
+        """See ``DelayedBatchInferenceEngine.offer``."""
         name = camera if camera is not None else self._only_name()
         with self._lock:
             memory = self._memory(name)
-            stamp_ns = _next_stamp(memory) if stamp_ns is None else stamp_ns
-            if memory.check(stamp_ns) in (Verdict.SKIP, Verdict.BACKWARD):
-                return memory.add_frame(frame, stamp_ns)  # drops it: no need to scale it first
-        try:
-            image = self._fitted(frame)
-        except FrameError as error:
-            self.reject(name, str(error))
-            raise
+            slot = memory.offer(_next_stamp(memory) if stamp_ns is None else stamp_ns)
+            slot.fit = self._frame_spec.fit
+            return slot
+
+    def keep(self, slot: FrameSlot, frame: np.ndarray) -> FrameStatus:
+        """See ``DelayedBatchInferenceEngine.keep``."""
+        memory = self._memory(slot.camera)
+        while True:
+            spec = self._frame_spec
+            try:
+                image = _fitted(frame, slot, spec) if slot.wanted else frame
+            except FrameError as error:
+                self.reject(slot, str(error))
+                raise
+            with self._lock:
+                if spec is not self._frame_spec:  # another model came while the frame was being scaled
+                    continue
+                status = memory.keep(slot, image)
+                if status.cleared:
+                    self._announce(f"camera {slot.camera}: {status.cleared}")
+                return status
+
+    def reject(self, slot: FrameSlot, reason: str) -> None:
+        """Count an offered image that could not be used."""
         with self._lock:
-            status = memory.add_frame(image, stamp_ns)
-            if status.cleared:
-                self._announce(f"camera {name}: {status.cleared}")
-        return status
+            self._memory(slot.camera).reject(slot, reason)
+
+    def reject_unstamped(self, camera: str | None, reason: str) -> None:
+        """Count an image that could not even be offered."""
+        with self._lock:
+            self._memory(camera if camera is not None else self._only_name()).reject_unstamped(reason)
 
     def update_star_memory(self, frames: Iterable[tuple[np.ndarray, int]], camera: str | None) -> list[FrameStatus]:
         """See ``DelayedBatchInferenceEngine.update_star_memory``; stamps in nanoseconds."""
         name = camera if camera is not None else self._only_name()
         self.require([name])
         try:
-            fitted = [(self._fitted(frame), stamp_ns) for frame, stamp_ns in frames]
+            fitted = [(resize_rgb(frame, self._rgb_size(frame)), stamp_ns) for frame, stamp_ns in frames]
         except FrameError as error:
-            self.reject(name, str(error))
+            self.reject_unstamped(name, str(error))
             raise
         with self._lock:
             return self._memory(name).update_star_memory(fitted)
-
-    def reject(self, camera: str, reason: str) -> None:
-        """Count an image that could not be used."""
-        with self._lock:
-            self._memory(camera).reject(reason)
 
     def clear(self, reason: str, camera: str | None = None) -> None:
         """Forget the frames of one camera or of all."""
@@ -142,12 +151,10 @@ class CameraMemories:
         with self._lock:
             return tuple(memory.status() for memory in self._memories.values())
 
-    def _fitted(self, frame: np.ndarray) -> np.ndarray:
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise FrameError(f"a frame must be an RGB uint8 array (height, width, 3), got {found}")
-        size = self.frame_size(*frame.shape[:2])
-        return frame if frame.shape[:2] == size else resize_rgb(frame, size)
+    def _rgb_size(self, frame: np.ndarray) -> Size:
+        """The size at which an RGB image is kept; raises ``FrameError`` for what is none."""
+        check_rgb(frame)
+        return self.frame_size(*frame.shape[:2])
 
     def _memory(self, camera: str) -> SmartFrameManager:
         if camera not in self._memories:
@@ -163,6 +170,15 @@ class CameraMemories:
         self.epoch += 1
         self._announcements.append(reason)
         logger.warning("memory cleared (epoch %d): %s", self.epoch, reason)
+
+
+def _fitted(frame: np.ndarray, slot: FrameSlot, spec: FrameSpec) -> np.ndarray:
+    """The frame at the size that ``spec`` wants for the camera's own image; raises ``FrameError`` for what is none."""
+    check_rgb(frame)
+    size: Size = frame.shape[:2]
+    if slot.source_size is None or size != slot.decoded_size:
+        slot.source_size = size
+    return resize_rgb(frame, spec.fit(*slot.source_size))
 
 
 def _next_stamp(memory: SmartFrameManager) -> int:

@@ -18,9 +18,9 @@ from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
 from vstream_ros.engine.status import StatusBoard
-from vstream_ros.errors import BusyError, ConfigError, VStreamError
-from vstream_ros.memory import Clip, FrameStatus, MemoryConfig, Verdict
-from vstream_ros.memory.clip import NANOSECONDS
+from vstream_ros.errors import BusyError, ConfigError, FrameError, VStreamError
+from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig
+from vstream_ros.memory.stamps import checked_stamp_ns, stamp_ns_of_seconds
 from vstream_ros.models.base import FrameSpec
 
 DEFAULT_CAMERA = "camera"
@@ -133,9 +133,42 @@ class DelayedBatchInferenceEngine:
         """(height, width) at which an image of this size is kept; raises ``FrameError`` for an impossible one."""
         return self._cameras.frame_size(height, width)
 
-    def check(self, camera: str, stamp_ns: int) -> Verdict:
-        """Whether a frame with this stamp is wanted, before anyone pays for its conversion; counts it as offered."""
-        return self._cameras.check(camera, stamp_ns)
+    def offer(self, stamp_ns: int | None = None, *, camera: str | None = None) -> FrameSlot:
+        """Offer a frame by its stamp, before anyone pays for its conversion; counts it, and judges it once.
+
+        Where the slot is ``wanted``, convert the image (``slot.frame_size`` tells its size) and ``keep`` or ``reject``
+        it, in this thread. A frame that is not wanted ends here.
+
+        Args:
+            stamp_ns: nanoseconds; default: one sampling period after the last frame.
+            camera: default: the only camera.
+
+        Raises:
+            FrameError: no such stamp; it is counted.
+            InvalidRequestError: an unknown camera, or none named where there are several.
+        """
+        return self._cameras.offer(stamp_ns, camera)
+
+    def keep(self, slot: FrameSlot, frame: np.ndarray) -> FrameStatus:
+        """Store the frame of a slot, (height, width, 3) uint8 RGB of any size: it is scaled and copied.
+
+        Where the slot is not wanted, nothing is done. Raises ``FrameError`` for what is no such image: it is counted
+        and nothing else changes.
+        """
+        status = self._cameras.keep(slot, frame)
+        if status.cleared:
+            self._thread.run(self._drop_caches)
+        if status.kept and self.config.background_encoding != "off":
+            self._thread.poke()
+        return status
+
+    def reject(self, slot: FrameSlot, reason: str) -> None:
+        """Count an offered image that could not be used, and why."""
+        self._cameras.reject(slot, reason)
+
+    def reject_unstamped(self, camera: str, reason: str) -> None:
+        """Count an image that could not even be offered, because nobody can tell its stamp."""
+        self._cameras.reject_unstamped(camera, reason)
 
     def add_frame(
         self,
@@ -145,7 +178,7 @@ class DelayedBatchInferenceEngine:
         camera: str | None = None,
         stamp_ns: int | None = None,
     ) -> FrameStatus:
-        """Keep a frame, if the sampling grid wants it. Never waits for the model.
+        """Keep a frame, if the sampling grid wants it: ``offer`` and ``keep`` in one. Never waits for the model.
 
         Args:
             frame: (height, width, 3) uint8 RGB of any size; it is scaled to ``frame_size`` and copied.
@@ -154,17 +187,16 @@ class DelayedBatchInferenceEngine:
             stamp_ns: the same in nanoseconds, exact.
 
         Raises:
-            FrameError: not such an image; it is counted and nothing else changes.
+            FrameError: not such an image or no such time; it is counted and nothing else changes.
             InvalidRequestError: an unknown camera, or none named where there are several.
         """
         if stamp_ns is None and timestamp is not None:
-            stamp_ns = round(timestamp * NANOSECONDS)
-        status = self._cameras.add_frame(frame, stamp_ns, camera)
-        if status.cleared:
-            self._thread.run(self._drop_caches)
-        if status.kept and self.config.background_encoding != "off":
-            self._thread.poke()
-        return status
+            try:
+                stamp_ns = stamp_ns_of_seconds(timestamp)
+            except FrameError as error:
+                self._cameras.reject_unstamped(camera, str(error))
+                raise
+        return self.keep(self.offer(stamp_ns, camera=camera), frame)
 
     def update_star_memory(
         self, frames: Iterable[tuple[np.ndarray, float]], *, camera: str | None = None, nanoseconds: bool = False
@@ -188,16 +220,12 @@ class DelayedBatchInferenceEngine:
                 counted and nothing else changes.
             InvalidRequestError: an unknown camera, or none named where there are several.
         """
-        scale = 1 if nanoseconds else NANOSECONDS
-        stamped = ((frame, round(timestamp * scale)) for frame, timestamp in frames)
+        to_ns = checked_stamp_ns if nanoseconds else stamp_ns_of_seconds
+        stamped = ((frame, to_ns(timestamp)) for frame, timestamp in frames)
         statuses = self._cameras.update_star_memory(stamped, camera)
         if statuses and self.config.background_encoding != "off":
             self._thread.poke()
         return statuses
-
-    def reject(self, camera: str, reason: str) -> None:
-        """Count an image that could not be used."""
-        self._cameras.reject(camera, reason)
 
     def clear(self, reason: str = "requested", camera: str | None = None) -> None:
         """Forget the frames of one camera or of all, and what was computed from them.

@@ -15,8 +15,19 @@ class Verdict(enum.Enum):
 
     KEEP = "kept"
     SKIP = "between two sampling slots"  # normal: the camera is faster than the sampling grid
-    BACKWARD = "not newer than the newest frame"  # dropped and counted
     JUMP = "a jump back in time"  # adding it clears this camera's memory first
+    BACKWARD = "not newer than the newest frame"  # this one and the rest: dropped and counted
+    OVERTAKEN = "the memory was cleared while the image was being converted"
+
+    @property
+    def wanted(self) -> bool:
+        """The frame is to be converted and stored."""
+        return self in (Verdict.KEEP, Verdict.JUMP)
+
+    @property
+    def rejected(self) -> bool:
+        """The frame is dropped for a fault. Being between two slots is none."""
+        return not self.wanted and self is not Verdict.SKIP
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +95,7 @@ class FrameStatus:
 
     @property
     def kept(self) -> bool:
-        return self.verdict in (Verdict.KEEP, Verdict.JUMP)
+        return self.verdict.wanted
 
     def __str__(self) -> str:
         parts = [f"{self.camera} t={self.stamp_ns / NANOSECONDS:.3f} s: {self.verdict.value}"]
