@@ -246,6 +246,31 @@ def test_bad_images_are_counted_by_reason_and_the_node_goes_on(start, planner):
     assert code_name(planner.ask()) == "NONE"
 
 
+def test_compressed_data_that_breaks_decoders_is_counted(start, planner):
+    node = start(**{"front.image_transport": "compressed"})
+    bad = [jpeg(i) for i in range(3)]
+    for message, data in zip(bad, (b"#?RADIANCE\n", b"PF\n8 8\n-1\n", b"GIF89a" + b"\xff" * 9), strict=True):
+        message.data = data
+    planner.publish(*bad, jpeg(3), topic=f"{CAMERA_TOPIC}/compressed")
+    node.wait_kept(1)
+    assert node.memory.frames_rejected == 3
+    formats = ("Radiance HDR", "PFM", "GIF")
+    assert report(node).rejections == {f"format {f} is not accepted: publish JPEG or PNG": 1 for f in formats}
+
+
+def test_the_depth_of_sixteen_bit_images_is_the_cameras(start, planner):
+    """One pixel that is brighter than any before does not show the next images in another light."""
+    node = start()
+    pixels = np.full((84, 112), 800, np.uint16)
+    bright = pixels.copy()
+    bright[0, 0] = 1024
+    for index, data in enumerate((bright, pixels, pixels, pixels)):
+        planner.publish(image(index, encoding="mono16", step=224, data=data.tobytes()))
+    node.wait_kept(4)
+    (clip,) = node.node.engine.clips()
+    assert {int(np.median(tubelet.frames)) for tubelet in clip.tubelets} == {50}
+
+
 def test_reasons_do_not_pile_up(start, planner):
     node = start()
     planner.publish(*(image(i, data=b"\x00" * i) for i in range(40)))

@@ -19,7 +19,7 @@ except ImportError:  # Humble
 
 from vstream_ros.engine import DelayedBatchInferenceEngine
 from vstream_ros.errors import FrameError
-from vstream_ros.images import decode_compressed, decode_image
+from vstream_ros.images import SensorDepth, decode_compressed, decode_image
 from vstream_ros.node.callbacks import guarded
 from vstream_ros.node.diagnostics import CameraReport
 from vstream_ros.node.messages import to_ns
@@ -55,6 +55,7 @@ class CameraSubscription:
         self._last_image_at: float | None = None
         self._last_warning_at = float("-inf")
         self._last_rejection: tuple[float, str] | None = None
+        self._depth = SensorDepth(settings.name)
         self.topic = node.resolve_topic_name(settings.topic)
         self.received = 0
         self.rejections: Counter[str] = Counter()
@@ -139,7 +140,7 @@ class CameraSubscription:
             return
         decode = decode_compressed if self._settings.compressed else decode_image
         try:
-            frame = decode(message, slot.frame_size)
+            frame = decode(message, slot.frame_size, self._depth)
         except FrameError as error:
             self._engine.reject(slot, str(error))
             self._count_rejection(str(error))
