@@ -21,9 +21,9 @@ from vstream_ros.images.conversion import (
     Size,
     SizeRule,
     checked_size,
-    clipped,
     message_bytes,
     only_frame_errors,
+    quoted,
     target_size,
 )
 from vstream_ros.images.depth import SensorDepth
@@ -69,14 +69,14 @@ def decode_compressed(msg: Any, size: SizeRule = None, depth: SensorDepth | None
     Raises ``FrameError`` with a sentence, and nothing else. Does not change ``msg``.
     """
     if "compressedDepth" in msg.format:
-        raise FrameError(f"format {clipped(msg.format)} is a depth image: point image_topic at a colour image")
+        raise FrameError(f"format {quoted(msg.format)} is a depth image: point image_topic at a colour image")
     data = message_bytes(msg.data)
     if data.size == 0:
         raise FrameError("the compressed image holds no data")
     start = data[:16].tobytes()
     flags, factor = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, 1
     if start.startswith(_JPEG_MAGIC):
-        height, width = _checked_jpeg(memoryview(data))
+        height, width = _checked_jpeg(data.data)
         target = target_size(size, height, width)
         factor = _reduction((height, width), target)
         flags = _JPEG_FLAGS[factor]
@@ -90,7 +90,7 @@ def decode_compressed(msg: Any, size: SizeRule = None, depth: SensorDepth | None
         raise FrameError(_unknown(start, msg.format))
     image = cv2.imdecode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None or image.shape[:2] != (-(-height // factor), -(-width // factor)):
-        raise FrameError(f"the {clipped(msg.format)} data can't be decoded: it is damaged")
+        raise FrameError(f"the {quoted(msg.format)} data can't be decoded: it is damaged")
     if image.dtype != np.uint8:
         image = (depth or SensorDepth()).to_uint8(image)
     if target != image.shape[:2]:
@@ -104,7 +104,7 @@ def _unknown(start: bytes, claimed: str) -> str:
             return f"format {name} is not accepted: publish JPEG or PNG"
     if start[4:8] == b"ftyp":
         return "format AVIF or HEIF is not accepted: publish JPEG or PNG"
-    return f"the {clipped(claimed)} data can't be decoded: it is neither JPEG nor PNG nor WebP; publish one of them"
+    return f"the {quoted(claimed)} data can't be decoded: it is neither JPEG nor PNG nor WebP; publish one of them"
 
 
 def _checked_decoded(height: int, width: int, *, sample_bytes: int, data_bytes: int) -> Size:
@@ -185,7 +185,7 @@ def _jpeg_segments(data: memoryview) -> Iterator[tuple[int, int, int]]:
 
 
 def _check_jpeg_scans(scans: memoryview, *, many: bool) -> None:
-    if not many and scans[-2:] == b"\xff\xd9":
+    if not many and bytes(scans[-2:]) == b"\xff\xd9":
         return
     raw = bytes(scans)  # some cameras fill the buffer behind the end
     if raw.rfind(b"\xff\xd9") < 0:
@@ -199,7 +199,7 @@ def _check_jpeg_scans(scans: memoryview, *, many: bool) -> None:
 
 def _checked_png(data: np.ndarray) -> tuple[np.ndarray, Size]:
     """A PNG's chunks that make pixels, and (height, width); ``FrameError`` where chunks do not fill the data."""
-    raw = memoryview(data)
+    raw = data.data
     size = _header_size(bytes(raw[:33]) + b"\0\0\0\0IDAT", "PNG")
     checked_size(*size)
     chunks = list(_png_chunks(raw))

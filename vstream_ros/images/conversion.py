@@ -37,13 +37,13 @@ def only_frame_errors(convert: Callable[_Args, _Image]) -> Callable[_Args, _Imag
         except Exception as error:
             reason = str(error).strip().splitlines() or [""]
             raise FrameError(
-                f"the image can't be converted: {type(error).__name__}: {clipped(reason[0])}"
+                f"the image can't be converted: {type(error).__name__}: {quoted(reason[0])}"
             ) from error
 
     return guarded
 
 
-def clipped(text: Any) -> str:
+def quoted(text: Any) -> str:
     """A text from outside, quoted, of a few words at most."""
     return reprlib.repr(str(text)[:200])
 

@@ -23,9 +23,9 @@ from vstream_ros.errors import FrameError
 from vstream_ros.images.conversion import (
     SizeRule,
     checked_size,
-    clipped,
     message_bytes,
     only_frame_errors,
+    quoted,
     target_size,
 )
 from vstream_ros.images.depth import SensorDepth
@@ -104,7 +104,7 @@ def decode_image(msg: Any, size: SizeRule = None, depth: SensorDepth | None = No
     layout = _LAYOUTS.get(msg.encoding)
     if layout is None:
         raise FrameError(
-            f"encoding {clipped(msg.encoding)} can't be read: have the camera publish one of {', '.join(ENCODINGS)}"
+            f"encoding {quoted(msg.encoding)} can't be read: have the camera publish one of {', '.join(ENCODINGS)}"
         )
     height, width = checked_size(msg.height, msg.width)
     if layout.pair and width % 2:

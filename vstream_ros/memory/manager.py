@@ -63,8 +63,10 @@ class SmartFrameManager:
         self._patch = temporal_patch_size
         self._held = HeldFrames(config, camera, temporal_patch_size, itertools.count() if ids is None else ids)
         self._clip: Clip | None = None
-        self._epoch = self._revision = 0
-        """How often the memory was cleared, and how often it changed."""
+        self.epoch = 0
+        """How often ``clear`` was called: what began under another epoch is about frames that are gone."""
+        self._revision = 0
+        """How often anything that is held changed."""
         self._offered = self._kept = self._rejected = 0
         self._last_rejection = ""
         self._clears: dict[str, int] = {}
@@ -94,7 +96,7 @@ class SmartFrameManager:
         if verdict.rejected:
             self._count_rejection(verdict.value)
         reason = "" if verdict.wanted else verdict.value
-        return FrameSlot(self.camera, stamp_ns, verdict, reason, self._epoch, self._revision)
+        return FrameSlot(self.camera, stamp_ns, verdict, reason, self.epoch, self._revision)
 
     def keep(self, slot: FrameSlot, pixels: np.ndarray) -> FrameStatus:
         """Store an offered frame; returns what became of it.
@@ -181,7 +183,7 @@ class SmartFrameManager:
         self._held.clear()
         self._scorer.reset()
         self._sampler.reset()
-        self._epoch += 1
+        self.epoch += 1
         self._changed()
 
     # -- a clip out --------------------------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ class SmartFrameManager:
 
     def _verdict_now(self, slot: FrameSlot) -> Verdict:
         """The slot's verdict, or a new one where the memory went on meanwhile. Only what was seen may be cleared."""
-        if slot.epoch != self._epoch:
+        if slot.epoch != self.epoch:
             return Verdict.OVERTAKEN
         if slot.revision == self._revision:
             return slot.verdict
