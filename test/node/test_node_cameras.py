@@ -129,6 +129,15 @@ def test_a_zero_stamp_takes_the_time_of_receipt(start, planner):
     assert before < memory.oldest_stamp_ns < memory.newest_stamp_ns < before + 2 * TIMEOUT_S * SECOND
 
 
+def test_a_stamp_from_the_future_is_rejected_and_costs_nothing(start, planner):
+    node = start()
+    false_ns = node.node.get_clock().now().nanoseconds + 86_400 * SECOND
+    planner.publish(image(0), image(1), image(2, stamp_ns=false_ns), image(3))
+    node.wait_kept(3)
+    assert (node.memory.frames_rejected, node.memory.clears) == (1, {})
+    assert any("60 s in the future" in reason for reason in report(node).rejections)
+
+
 def test_a_stamp_before_1970_is_rejected(start, planner):
     node = start()
     wrong = image(0)

@@ -392,6 +392,23 @@ def test_a_changed_resolution_clears_and_is_announced(engine: DelayedBatchInfere
     assert any("camera" in reason for reason in after.announcements)
 
 
+def test_a_camera_that_flips_its_size_is_kept_out_and_the_other_is_not_touched(loaded: tuple[Any, Any]) -> None:
+    model, processor = loaded
+    memory = {name: MemoryConfig(sample_rate_hz=2.0) for name in ("good", "bad")}
+    with DelayedBatchInferenceEngine(model, processor, "cpu", memory=memory, max_pixels=84 * 84) as engine:
+        rng = np.random.default_rng(3)
+        for k in range(300):
+            if k % 15 == 0:
+                engine.add_frame(random_frame(rng, 56, 84), camera="good", stamp_ns=k * 33_000_000)
+            engine.add_frame(random_frame(rng, 56, (56, 84)[k % 2]), camera="bad", stamp_ns=k * 33_000_000)
+        status = engine.status()
+        good, bad = status.cameras
+        assert (good.clears, good.frames_kept, good.quarantine) == ({}, 20, "")
+        assert sum(bad.clears.values()) == status.memory_epoch == 4
+        assert "its size or its clock" in bad.quarantine
+        assert engine.ask("what?")[1]["frames"] == 20 + bad.stream_frames
+
+
 def test_an_offer_says_what_keep_will_do(loaded: tuple[Any, Any]) -> None:
     model, processor = loaded
     with DelayedBatchInferenceEngine(model, processor, "cpu", sample_rate_hz=2.0, max_pixels=84 * 84) as engine:

@@ -66,12 +66,12 @@ class CameraMemories:
         if not empty:
             self.clear(reason)
 
-    def offer(self, stamp_ns: int | None, camera: str | None) -> FrameSlot:
+    def offer(self, stamp_ns: int | None, camera: str | None, now_ns: int | None = None) -> FrameSlot:
         """See ``DelayedBatchInferenceEngine.offer``."""
         name = camera if camera is not None else self._only_name()
         with self._lock:
             memory = self._memory(name)
-            slot = memory.offer(_next_stamp(memory) if stamp_ns is None else stamp_ns)
+            slot = memory.offer(_next_stamp(memory) if stamp_ns is None else stamp_ns, now_ns)
             slot.fit = self._frame_spec.fit
             return slot
 

@@ -133,7 +133,9 @@ class DelayedBatchInferenceEngine:
         """(height, width) at which an image of this size is kept; raises ``FrameError`` for an impossible one."""
         return self._cameras.frame_size(height, width)
 
-    def offer(self, stamp_ns: int | None = None, *, camera: str | None = None) -> FrameSlot:
+    def offer(
+        self, stamp_ns: int | None = None, *, camera: str | None = None, now_ns: int | None = None
+    ) -> FrameSlot:
         """Offer a frame by its stamp, before anyone pays for its conversion; counts it, and judges it once.
 
         Where the slot is ``wanted``, convert the image (``slot.frame_size`` tells its size) and ``keep`` or ``reject``
@@ -142,12 +144,13 @@ class DelayedBatchInferenceEngine:
         Args:
             stamp_ns: nanoseconds; default: one sampling period after the last frame.
             camera: default: the only camera.
+            now_ns: of the clock that the stamps come from, where it runs: it tells a false stamp at once.
 
         Raises:
             FrameError: no such stamp; it is counted.
             InvalidRequestError: an unknown camera, or none named where there are several.
         """
-        return self._cameras.offer(stamp_ns, camera)
+        return self._cameras.offer(stamp_ns, camera, now_ns)
 
     def keep(self, slot: FrameSlot, frame: np.ndarray) -> FrameStatus:
         """Store the frame of a slot, (height, width, 3) uint8 RGB of any size: it is scaled and copied.

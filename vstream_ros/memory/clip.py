@@ -17,6 +17,8 @@ class Verdict(enum.Enum):
     SKIP = "between two sampling slots"  # normal: the camera is faster than the sampling grid
     JUMP = "a jump back in time"  # adding it clears this camera's memory first
     BACKWARD = "not newer than the newest frame"  # this one and the rest: dropped and counted
+    FUTURE = "far in the future"
+    QUARANTINED = "quarantined"
     OVERTAKEN = "the memory was cleared while the image was being converted"
 
     @property
@@ -57,6 +59,10 @@ class Tubelet:
     def nbytes(self) -> int:
         return int(self.frames.nbytes)
 
+    def is_within(self, start_ns: int, end_ns: int) -> bool:
+        """Whether a real frame's stamp is in the range, inclusive; 0: unbounded."""
+        return any((start_ns == 0 or start_ns <= s) and (end_ns == 0 or s <= end_ns) for s in self.stamps_ns)
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:
@@ -82,6 +88,8 @@ class FrameStatus:
     verdict: Verdict
     stamp_ns: int
     camera: str
+    reason: str = ""
+    """Why the frame was not kept ("" if it was)."""
     importance: float = 0.0
     scene_change: bool = False
     cleared: str = ""
@@ -134,3 +142,5 @@ class MemoryStatus:
     """How often the memory was cleared, by reason."""
     last_rejection: str = ""
     """Why the last frame was rejected ("" if none was)."""
+    quarantine: str = ""
+    """Why the camera is kept out at the moment ("" if it is not)."""

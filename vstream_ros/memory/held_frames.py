@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from vstream_ros.errors import ConfigError
 from vstream_ros.memory.clip import Tubelet
@@ -11,6 +12,15 @@ from vstream_ros.memory.forming import ScoredFrame, TubeletFormer
 from vstream_ros.memory.key_frames import grouped
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.store import StarStream
+
+
+@dataclass(frozen=True, eq=False)
+class HeldState:
+    """What was held at a moment; the frames themselves never change."""
+
+    star: list[Tubelet]
+    stream: list[Tubelet]
+    pending: list[ScoredFrame]
 
 
 class HeldFrames:
@@ -106,6 +116,15 @@ class HeldFrames:
     def after_slide(self) -> list[Tubelet] | None:
         """See ``StarStream.after_slide``."""
         return self._store.after_slide()
+
+    def remember(self) -> HeldState:
+        """What is held now, for ``put_back``."""
+        return HeldState(list(self._store.star), list(self._store.stream), list(self._former.pending))
+
+    def put_back(self, state: HeldState) -> None:
+        """Hold what was held at another moment."""
+        self._store.star, self._store.stream = list(state.star), list(state.stream)
+        self._former.pending = list(state.pending)
 
     def clear(self) -> None:
         """Forget every frame."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -11,13 +12,15 @@ import numpy as np
 
 from vstream_ros.errors import FrameError
 from vstream_ros.images.resize import owned_rgb
-from vstream_ros.memory.clip import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Tubelet, Verdict
+from vstream_ros.memory.clip import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Verdict
 from vstream_ros.memory.forming import ScoredFrame
+from vstream_ros.memory.future_stamps import Trial
 from vstream_ros.memory.held_frames import HeldFrames
 from vstream_ros.memory.importance import Embed, FrameScorer, Score
+from vstream_ros.memory.judge import StampJudge
 from vstream_ros.memory.key_frames import checked_key_frames
 from vstream_ros.memory.memory_config import MemoryConfig
-from vstream_ros.memory.sampling import Sampler
+from vstream_ros.memory.quarantine import REASON as QUARANTINE_REASON
 from vstream_ros.memory.slot import FrameSlot
 from vstream_ros.memory.stamps import checked_stamp_ns
 
@@ -57,7 +60,8 @@ class SmartFrameManager:
         config = replace(config or MemoryConfig(), **overrides)
         self.config = config
         self.camera = camera
-        self._sampler = Sampler(config.sample_rate_hz, config.time_jump_threshold_s)
+        self._judge = StampJudge(config)
+        self._trial: Trial | None = None
         self._embed = embed
         self._scorer = FrameScorer(config, embed)
         self._patch = temporal_patch_size
@@ -74,17 +78,18 @@ class SmartFrameManager:
     @property
     def period_s(self) -> float:
         """Nominal seconds between frames: the sampling period, or the first spacing seen, pinned until a clear."""
-        return self._sampler.period_s
+        return self._judge.sampler.period_s
 
     # -- frames in ---------------------------------------------------------------------------------------------------
 
-    def offer(self, stamp_ns: int) -> FrameSlot:
+    def offer(self, stamp_ns: int, now_ns: int | None = None) -> FrameSlot:
         """Count a frame by its header stamp and judge whether it is wanted, before anyone pays for its conversion.
 
-        ``stamp_ns``: nanoseconds, any integer of 64 bits. With ``sample_rate_hz`` one frame per slot of the grid is
-        kept; without, every frame that is newer than the newest. A stamp equal to the newest is BACKWARD: a frame
-        without a time of its own has no place in the order and can't be asked about. A frame that is refused is
-        counted as rejected here and need not be handed on. O(1). Raises ``FrameError``, counted, for what is no stamp.
+        ``stamp_ns``: nanoseconds, any integer of 64 bits; ``now_ns``: of the clock that stamps come from, None or 0
+        where none runs. With ``sample_rate_hz`` one frame per slot of the grid is kept; without, every frame that is
+        newer than the newest. A stamp equal to the newest is BACKWARD: a frame without a time of its own has no place
+        in the order and can't be asked about. A frame that is refused is counted as rejected here and need not be
+        handed on. O(1). Raises ``FrameError``, counted, for what is no stamp.
         """
         self._offered += 1
         try:
@@ -92,11 +97,12 @@ class SmartFrameManager:
         except FrameError as error:
             self._count_rejection(str(error))
             raise
-        verdict = self._sampler.check(stamp_ns)
+        withdrawn = self._settle_trial(stamp_ns)
+        verdict = self._judge.verdict(stamp_ns, now_ns)
+        reason = self._judge.why(verdict)
         if verdict.rejected:
-            self._count_rejection(verdict.value)
-        reason = "" if verdict.wanted else verdict.value
-        return FrameSlot(self.camera, stamp_ns, verdict, reason, self.epoch, self._revision)
+            self._count_rejection(reason)
+        return FrameSlot(self.camera, stamp_ns, verdict, reason, self.epoch, self._revision, withdrawn)
 
     def keep(self, slot: FrameSlot, pixels: np.ndarray) -> FrameStatus:
         """Store an offered frame; returns what became of it.
@@ -109,20 +115,25 @@ class SmartFrameManager:
         """
         if not slot.wanted:
             return self._frame_status(slot.verdict, slot.stamp_ns)
-        verdict = self._verdict_now(slot)
-        if not verdict.wanted:
-            if verdict.rejected:
-                self._count_rejection(verdict.value)
-            return self._frame_status(verdict, slot.stamp_ns)
         try:
             owned = owned_rgb(pixels)
         except FrameError as error:
             self.reject(slot, str(error))
             raise
-        cleared = self._clear_before(verdict, owned, slot.stamp_ns)
+        verdict = self._verdict_now(slot, owned)
+        change = self._change(verdict, owned, slot.stamp_ns) if verdict.wanted else None
+        if change is not None and not self._judge.quarantine.allows_clear():
+            verdict = Verdict.QUARANTINED
+        if not verdict.wanted:
+            if verdict.rejected:
+                self._count_rejection(self._judge.why(verdict))
+            return self._frame_status(verdict, slot.stamp_ns)
+        if change is not None:
+            self.clear(change[0])
+        self._begin_trial(slot.stamp_ns)
         score = self._scorer.score(owned)
         self._store(owned, slot.stamp_ns, score)
-        return self._frame_status(verdict, slot.stamp_ns, score, cleared)
+        return self._frame_status(verdict, slot.stamp_ns, score, "" if change is None else change[1])
 
     def reject(self, slot: FrameSlot, reason: str) -> None:
         """Count an offered frame that can't be used, such as an image that could not be converted."""
@@ -158,6 +169,7 @@ class SmartFrameManager:
             raise
         if not checked:
             return []
+        self._begin_trial(checked[-1][1])
         scorer = FrameScorer(self.config, self._embed)
         scores = [scorer.score(pixels) for pixels, _ in checked]
         scored = [
@@ -166,7 +178,7 @@ class SmartFrameManager:
         ]
         stored = self._held.insert_keys(scored, gap_ns=1.5 * self.period_s * NANOSECONDS)
         for frame in stored:
-            self._sampler.keep_off_grid(frame.stamp_ns)
+            self._judge.sampler.keep_off_grid(frame.stamp_ns)
         self._offered += len(scored)
         self._kept += len(stored)
         self._changed()
@@ -182,7 +194,8 @@ class SmartFrameManager:
         self._clears[key] = self._clears.get(key, 0) + 1
         self._held.clear()
         self._scorer.reset()
-        self._sampler.reset()
+        self._judge.sampler.reset()
+        self._trial = None
         self.epoch += 1
         self._changed()
 
@@ -201,7 +214,7 @@ class SmartFrameManager:
             self._clip = Clip(held, second_per_grid=self._patch * self.period_s)
         if start_ns == 0 and end_ns == 0:
             return self._clip
-        return replace(self._clip, tubelets=tuple(t for t in self._clip.tubelets if _within(t, start_ns, end_ns)))
+        return replace(self._clip, tubelets=tuple(t for t in self._clip.tubelets if t.is_within(start_ns, end_ns)))
 
     def next_clip(self) -> Clip | None:
         """The clip that the next slide of the window will leave, up to today's newest tubelet.
@@ -226,6 +239,7 @@ class SmartFrameManager:
             newest_stamp_ns=max(stamps, default=0),
             clears=dict(self._clears),
             last_rejection=self._last_rejection,
+            quarantine=QUARANTINE_REASON if self._judge.quarantine.active else "",
             **self._held.fill,
         )
 
@@ -236,32 +250,61 @@ class SmartFrameManager:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _verdict_now(self, slot: FrameSlot) -> Verdict:
-        """The slot's verdict, or a new one where the memory went on meanwhile. Only what was seen may be cleared."""
+    def _verdict_now(self, slot: FrameSlot, pixels: np.ndarray) -> Verdict:
+        """The slot's verdict, or a new one where the memory went on meanwhile, or the camera is to be looked at."""
         if slot.epoch != self.epoch:
             return Verdict.OVERTAKEN
+        if self._judge.quarantine.active:
+            if not self._judge.quarantine.ends_with(slot.stamp_ns, pixels.shape):
+                return Verdict.QUARANTINED
+            return self._judge.sampler.check(slot.stamp_ns)
         if slot.revision == self._revision:
             return slot.verdict
-        verdict = self._sampler.check(slot.stamp_ns)
-        return Verdict.BACKWARD if verdict is Verdict.JUMP else verdict
+        verdict = self._judge.sampler.check(slot.stamp_ns)
+        return Verdict.BACKWARD if verdict is Verdict.JUMP else verdict  # only what the offer saw may be cleared
 
-    def _clear_before(self, verdict: Verdict, pixels: np.ndarray, stamp_ns: int) -> str:
-        """Clear where this frame can't stand beside the stored ones; returns why ("" where it can)."""
+    def _change(self, verdict: Verdict, pixels: np.ndarray, stamp_ns: int) -> tuple[str, str] | None:
+        """Why this frame can't stand beside the stored ones, in two words and in a sentence; None where it can."""
         if verdict is Verdict.JUMP:
             back_s = (max(self._held.stamps_ns) - stamp_ns) / NANOSECONDS
-            self.clear("time jump")
-            return f"stamps jumped back by {back_s:.3f} s"
+            return "time jump", f"stamps jumped back by {back_s:.3f} s"
         shape = self._held.frame_shape
-        if shape is not None and shape != pixels.shape:
-            self.clear("resolution change")
-            return f"resolution changed from {shape[1]}x{shape[0]} to {pixels.shape[1]}x{pixels.shape[0]}"
-        return ""
+        if shape is None or shape == pixels.shape:
+            return None
+        sizes = f"from {shape[1]}x{shape[0]} to {pixels.shape[1]}x{pixels.shape[0]}"
+        return "resolution change", f"resolution changed {sizes}"
+
+    def _begin_trial(self, stamp_ns: int) -> None:
+        """Remember how everything is, where the frame to be stored is far ahead of the others."""
+        if self._trial is None and self._judge.is_far_ahead(stamp_ns):
+            sampler = copy.copy(self._judge.sampler)
+            self._trial = Trial(self._held.remember(), sampler, self._scorer.previous, self._kept)
+
+    def _settle_trial(self, stamp_ns: int) -> str:
+        """Let a frame that is offered speak for those on trial or against them; returns why they were dropped."""
+        trial = self._trial
+        if trial is None or self._judge.quarantine.active:
+            return ""
+        if self._judge.sampler.check(stamp_ns) is not Verdict.JUMP:
+            trial.frames_left -= 1
+            if trial.frames_left == 0:
+                self._trial = None
+            return ""
+        if trial.sampler.check(stamp_ns) is Verdict.JUMP:
+            return ""
+        self._held.put_back(trial.held)
+        self._judge.sampler, self._scorer.previous = trial.sampler, trial.thumbnail
+        for _ in range(self._kept - trial.frames_kept):
+            self._count_rejection(self._judge.future.reason)
+        self._kept, self._trial = trial.frames_kept, None
+        self._changed()
+        return self._judge.future.reason
 
     def _store(self, pixels: np.ndarray, stamp_ns: int, score: Score) -> None:
-        before_ns = self._held.last_pending_stamp_ns
-        if score.scene_change or (before_ns is not None and self._sampler.frames_are_missing(before_ns, stamp_ns)):
+        sampler, before_ns = self._judge.sampler, self._held.last_pending_stamp_ns
+        if score.scene_change or (before_ns is not None and sampler.frames_are_missing(before_ns, stamp_ns)):
             self._held.seal()
-        time_ns = self._sampler.keep(stamp_ns)
+        time_ns = sampler.keep(stamp_ns)
         self._held.append(ScoredFrame(pixels, stamp_ns, time_ns, score.importance, score.scene_change))
         self._kept += 1
         self._changed()
@@ -281,12 +324,9 @@ class SmartFrameManager:
             verdict=verdict,
             stamp_ns=stamp_ns,
             camera=self.camera,
+            reason=self._judge.why(verdict),
             importance=0.0 if score is None else score.importance,
             scene_change=score is not None and score.scene_change,
             cleared=cleared,
             **self._held.fill,
         )
-
-
-def _within(tubelet: Tubelet, start_ns: int, end_ns: int) -> bool:
-    return any((start_ns == 0 or start_ns <= s) and (end_ns == 0 or s <= end_ns) for s in tubelet.stamps_ns)

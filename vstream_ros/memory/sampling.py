@@ -45,6 +45,11 @@ class Sampler:
             return float(self._period_ns / NANOSECONDS)
         return DEFAULT_PERIOD_S if self._spacing_ns is None else self._spacing_ns / NANOSECONDS
 
+    @property
+    def newest_ns(self) -> int | None:
+        """The newest stamp; None where there is none yet."""
+        return None if self._origin_ns is None else self._newest_ns
+
     def check(self, stamp_ns: int) -> Verdict:
         """The verdict on a frame with this stamp (nanoseconds, any integer). Changes nothing."""
         if self._origin_ns is None:

@@ -27,6 +27,8 @@ class FrameSlot:
     epoch: int
     revision: int
     """What the memory had gone through when it judged: how often it was cleared, and how often it changed."""
+    withdrawn: str = ""
+    """Why frames that were kept before were dropped again, now that this one showed them to be false; "": none were."""
     fit: Callable[[int, int], Size] | None = None
     """The rule from an image's own size to the stored one, set by who knows the model; None: as it is."""
     source_size: Size | None = None

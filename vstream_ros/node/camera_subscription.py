@@ -133,7 +133,10 @@ class CameraSubscription:
             self._engine.reject_unstamped(name, str(error))
             self._count_rejection(str(error))
             return
-        slot = self._engine.offer(stamp_ns, camera=name)  # before anything is converted: most frames end here
+        now_ns = self._node.get_clock().now().nanoseconds  # 0 where ROS time stands still
+        slot = self._engine.offer(stamp_ns, camera=name, now_ns=now_ns)  # before anything is converted: most end here
+        if slot.withdrawn:
+            self._count_rejection(slot.withdrawn)
         if slot.verdict.rejected:
             self._count_rejection(slot.reason)
         if not slot.wanted:
@@ -147,7 +150,7 @@ class CameraSubscription:
             return
         status = self._engine.keep(slot, frame)
         if status.verdict.rejected:
-            self._count_rejection(status.verdict.value)
+            self._count_rejection(status.reason)
         if status.cleared:
             self._node.get_logger().warning(f"camera {name}: the memory was cleared: {status.cleared}")
 
