@@ -492,15 +492,15 @@ def test_cuda_asked_for_without_cuda(tmp_path: Path) -> None:
         engine.load().result(timeout=60)
 
 
-def test_another_familys_frame_size_clears_what_was_kept(tmp_path: Path) -> None:
+def test_another_familys_frame_size_scales_what_was_kept(tmp_path: Path) -> None:
     folder = write_random_checkpoint(tmp_path / "checkpoint", "qwen3_vl")
-    with DelayedBatchInferenceEngine(model=str(folder), device="cpu", max_pixels=112 * 112) as engine:
+    with DelayedBatchInferenceEngine(device="cpu", max_pixels=112 * 112) as engine:
         assert engine.frame_size(112, 112) == (112, 112)
         feed(engine, 4)
-        engine.load().result(timeout=120)
+        engine.load(str(folder)).result(timeout=120)
         assert engine.frame_size(112, 112) == (96, 96)  # multiples of 32 instead of 28
-        assert engine.status().clip_frames == 0
-        assert engine.status().announcements
+        assert engine.status().clip_frames == 4
+        assert engine.status().announcements == ()
 
 
 def test_status_and_memory_add_up(engine: DelayedBatchInferenceEngine) -> None:

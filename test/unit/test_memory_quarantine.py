@@ -119,6 +119,16 @@ def test_a_bag_that_starts_over_every_three_seconds_is_no_trouble() -> None:
     assert memory.status().quarantine == ""
 
 
+def test_a_clear_from_outside_ends_it_for_nothing_is_left_to_protect() -> None:
+    memory = SmartFrameManager(sample_rate_hz=2.0)
+    feed(memory, two_sizes(20))
+    memory.clear("requested")
+    assert memory.status().quarantine == ""
+    assert memory.add_frame(LARGE, START + 30 * SECOND).kept
+    feed(memory, two_sizes(20, START + 31 * SECOND))
+    assert clears(memory) == 4 + 1 + 4
+
+
 def test_in_quarantine_no_more_images_are_converted_than_before() -> None:
     memory = SmartFrameManager(sample_rate_hz=2.0)
     feed(memory, two_sizes(20))

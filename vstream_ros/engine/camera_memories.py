@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from vstream_ros.images.resize import check_rgb, resize_rgb
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.slot import Size
-from vstream_ros.models.base import FrameSpec
+from vstream_ros.models.frame_spec import FrameSpec
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,12 @@ class CameraMemories:
     ``epoch`` counts how often anything was cleared: work that began under another epoch is void.
     """
 
-    def __init__(self, configs: Mapping[str, MemoryConfig], frame_spec: FrameSpec) -> None:
+    def __init__(
+        self,
+        configs: Mapping[str, MemoryConfig],
+        frame_spec: FrameSpec,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """``configs`` by camera name, in prompt order; raises ``ConfigError`` when there is none."""
         if not configs:
             raise ConfigError("cameras must name at least one camera")
@@ -40,6 +46,9 @@ class CameraMemories:
         """Most tubelets that a question over all cameras can be about."""
         self._frame_spec = frame_spec
         self._announcements: deque[str] = deque(maxlen=8)
+        self._clock = clock
+        self._last_clears: dict[str, tuple[float, str]] = {}
+        """When and why each camera's memory was cleared last. Guarded by ``_lock``."""
         self.epoch = 0
 
     @property
@@ -57,14 +66,27 @@ class CameraMemories:
         return self._frame_spec.fit(height, width)
 
     def use_frame_spec(self, frame_spec: FrameSpec, reason: str) -> None:
-        """Take frames of other sizes from now on; clears everything where that changes something."""
+        """Keep frames of other sizes from now on; those that are held are scaled.
+
+        Where tubelets get another length everything is cleared, which ``reason`` explains; raises ``ConfigError``
+        where a memory is smaller than one such tubelet. Scaling keeps the lock for some milliseconds a camera.
+        """
+        patch = frame_spec.temporal_patch_size
         with self._lock:
-            if frame_spec == self._frame_spec:
-                return
+            if patch != self._frame_spec.temporal_patch_size:
+                for config in (memory.config for memory in self._memories.values()):
+                    if patch > min(config.star_memory_size, config.stream_window_size):
+                        raise ConfigError(f"star_memory_size, stream_window_size must be >= a tubelet ({patch} frames)")
+                for memory in self._memories.values():
+                    memory.regroup(patch, reason)
+                self.max_tubelets = sum(memory.config.max_tubelets(patch) for memory in self._memories.values())
+                self._announce(f"{reason}: tubelets of {patch} frames")
             self._frame_spec = frame_spec
-            empty = not any(memory.status().tubelets for memory in self._memories.values())
-        if not empty:
-            self.clear(reason)
+            scaled = {name: memory.resize(frame_spec.fit) for name, memory in self._memories.items()}
+            self.epoch += any(scaled.values())  # they are other tubelets now
+        for name, count in scaled.items():
+            if count:
+                logger.warning("camera %s: what memory holds (%d tubelets) was scaled: %s", name, count, reason)
 
     def offer(self, stamp_ns: int | None, camera: str | None, now_ns: int | None = None) -> FrameSlot:
         """See ``DelayedBatchInferenceEngine.offer``."""
@@ -90,7 +112,7 @@ class CameraMemories:
                     continue
                 status = memory.keep(slot, image)
                 if status.cleared:
-                    self._announce(f"camera {slot.camera}: {status.cleared}")
+                    self._announce(status.cleared, slot.camera)
                 return status
 
     def reject(self, slot: FrameSlot, reason: str) -> None:
@@ -120,7 +142,7 @@ class CameraMemories:
         with self._lock:
             for memory in self._memories.values() if camera is None else (self._memory(camera),):
                 memory.clear(reason)
-            self._announce(reason if camera is None else f"camera {camera}: {reason}")
+            self._announce(reason, camera)
 
     def require(self, cameras: Sequence[str]) -> None:
         """Raise ``InvalidRequestError`` for an unknown name."""
@@ -151,6 +173,25 @@ class CameraMemories:
         with self._lock:
             return tuple(memory.status() for memory in self._memories.values())
 
+    def why_empty(self, cameras: Sequence[str]) -> str:
+        """Why the memories of these cameras hold nothing, and what to do about it."""
+        with self._lock:
+            states = [self._memory(name).status() for name in cameras]
+            clears, now = dict(self._last_clears), self._clock()
+        causes = []
+        for name, state in zip(cameras, states, strict=True):
+            if name in clears and state.frames_offered:
+                at, reason = clears[name]
+                causes.append(
+                    f"the memory of {name} was cleared {now - at:.0f} s ago ({reason}) and no frame was kept since; "
+                    "ask again when one was"
+                )
+            elif state.frames_offered:
+                causes.append(f"no frame of {name} could be used: {state.last_rejection}")
+        if silent := [name for name, state in zip(cameras, states, strict=True) if not state.frames_offered]:
+            causes.append(f"no frame came yet from: {', '.join(silent)}; check the image topics and the camera drivers")
+        return "; ".join(causes)
+
     def _rgb_size(self, frame: np.ndarray) -> Size:
         """The size at which an RGB image is kept; raises ``FrameError`` for what is none."""
         check_rgb(frame)
@@ -166,10 +207,14 @@ class CameraMemories:
             raise InvalidRequestError(f"name the camera of the frame, one of: {', '.join(self._memories)}")
         return next(iter(self._memories))
 
-    def _announce(self, reason: str) -> None:
+    def _announce(self, reason: str, camera: str | None = None) -> None:
+        """Say that the memory of one camera or of all was cleared; under the lock."""
+        for name in self.names if camera is None else (camera,):
+            self._last_clears[name] = (self._clock(), reason)
+        text = reason if camera is None else f"camera {camera}: {reason}"
         self.epoch += 1
-        self._announcements.append(reason)
-        logger.warning("memory cleared (epoch %d): %s", self.epoch, reason)
+        self._announcements.append(text)
+        logger.warning("memory cleared (epoch %d): %s", self.epoch, text)
 
 
 def _fitted(frame: np.ndarray, slot: FrameSlot, spec: FrameSpec) -> np.ndarray:

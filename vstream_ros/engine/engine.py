@@ -21,7 +21,7 @@ from vstream_ros.engine.status import StatusBoard
 from vstream_ros.errors import BusyError, ConfigError, FrameError, VStreamError
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig
 from vstream_ros.memory.stamps import checked_stamp_ns, stamp_ns_of_seconds
-from vstream_ros.models.base import FrameSpec
+from vstream_ros.models.frame_spec import FrameSpec, frame_spec_of
 
 DEFAULT_CAMERA = "camera"
 
@@ -75,6 +75,8 @@ class DelayedBatchInferenceEngine:
             {name: _replace(camera, memory_overrides) for name, camera in cameras.items()},
             FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels),
         )
+        if isinstance(model, str):
+            self._expect_frames_of(model)
         self._host = ModelHost(model if isinstance(model, str) else "", self.config, self._cameras)
         self._board = StatusBoard(self.config, self._cameras, self._host)
         if model is not None and not isinstance(model, str):
@@ -103,6 +105,8 @@ class DelayedBatchInferenceEngine:
             a future that carries ``ModelFailedError`` or ``ConfigError`` where it failed.
         """
         ticket = self._host.announce_load(model)
+        if self._host.answerer is None:  # else there is a model that takes other frames, for now
+            self._expect_frames_of(self._host.describe()[0])
 
         def load() -> None:
             try:
@@ -111,6 +115,12 @@ class DelayedBatchInferenceEngine:
                 self._board.publish()
 
         return self._thread.run(load)
+
+    def _expect_frames_of(self, model: str) -> None:
+        """Keep frames at the size that a checkpoint will want, where its files are here to say it."""
+        spec = frame_spec_of(model, min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels)
+        if spec is not None:
+            self._cameras.use_frame_spec(spec, f"{model} takes other frame sizes")
 
     def unload(self) -> Future[None]:
         """Free the weights and the caches in the model's thread; the frames stay. Returns at once."""

@@ -11,6 +11,7 @@ from vstream_ros.memory.clip import Tubelet
 from vstream_ros.memory.forming import ScoredFrame, TubeletFormer
 from vstream_ros.memory.key_frames import grouped
 from vstream_ros.memory.memory_config import MemoryConfig
+from vstream_ros.memory.slot import Size
 from vstream_ros.memory.store import StarStream
 
 
@@ -125,6 +126,14 @@ class HeldFrames:
         """Hold what was held at another moment."""
         self._store.star, self._store.stream = list(state.star), list(state.stream)
         self._former.pending = list(state.pending)
+
+    def resize(self, size: Size) -> None:
+        """Scale every frame to ``size`` = (height, width). Tubelets get new ids, all else about them stays."""
+        self._store.star, self._store.stream = (
+            [self._former.resized(tubelet, size) for tubelet in tubelets]
+            for tubelets in (self._store.star, self._store.stream)
+        )
+        self._former.resize_pending(size)
 
     def clear(self) -> None:
         """Forget every frame."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from vstream_ros.errors import FrameError
 from vstream_ros.images.resize import owned_rgb
 from vstream_ros.memory.clip import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Verdict
+from vstream_ros.memory.counters import FrameCounters
 from vstream_ros.memory.forming import ScoredFrame
 from vstream_ros.memory.future_stamps import Trial
 from vstream_ros.memory.held_frames import HeldFrames
@@ -21,12 +22,8 @@ from vstream_ros.memory.judge import StampJudge
 from vstream_ros.memory.key_frames import checked_key_frames
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.quarantine import REASON as QUARANTINE_REASON
-from vstream_ros.memory.slot import FrameSlot
+from vstream_ros.memory.slot import FrameSlot, Size
 from vstream_ros.memory.stamps import checked_stamp_ns
-
-MAX_CLEAR_REASONS = 16
-"""Different reasons that are counted apart; a memory that runs for ever must not collect texts."""
-OTHER_REASONS = "other"
 
 
 class SmartFrameManager:
@@ -64,16 +61,17 @@ class SmartFrameManager:
         self._trial: Trial | None = None
         self._embed = embed
         self._scorer = FrameScorer(config, embed)
+        self._ids = itertools.count() if ids is None else ids
         self._patch = temporal_patch_size
-        self._held = HeldFrames(config, camera, temporal_patch_size, itertools.count() if ids is None else ids)
+        self._held = HeldFrames(config, camera, temporal_patch_size, self._ids)
+        self._source_size: Size | None = None
+        """Of the camera's own images, as far as anybody said it."""
         self._clip: Clip | None = None
         self.epoch = 0
-        """How often ``clear`` was called: what began under another epoch is about frames that are gone."""
+        """How often what is held was cleared or scaled: what began under another epoch is about what is gone."""
         self._revision = 0
         """How often anything that is held changed."""
-        self._offered = self._kept = self._rejected = 0
-        self._last_rejection = ""
-        self._clears: dict[str, int] = {}
+        self._counters = FrameCounters()
 
     @property
     def period_s(self) -> float:
@@ -91,18 +89,18 @@ class SmartFrameManager:
         in the order and can't be asked about. A frame that is refused is counted as rejected here and need not be
         handed on. O(1). Raises ``FrameError``, counted, for what is no stamp.
         """
-        self._offered += 1
+        self._counters.offered += 1
         try:
             stamp_ns = checked_stamp_ns(stamp_ns)
         except FrameError as error:
-            self._count_rejection(str(error))
+            self._counters.reject(str(error))
             raise
         withdrawn = self._settle_trial(stamp_ns)
         verdict = self._judge.verdict(stamp_ns, now_ns)
         reason = self._judge.why(verdict)
         if verdict.rejected:
-            self._count_rejection(reason)
-        return FrameSlot(self.camera, stamp_ns, verdict, reason, self.epoch, self._revision, withdrawn)
+            self._counters.reject(reason)
+        return FrameSlot(self.camera, stamp_ns, verdict, reason, self._counters.all_clears, self._revision, withdrawn)
 
     def keep(self, slot: FrameSlot, pixels: np.ndarray) -> FrameStatus:
         """Store an offered frame; returns what became of it.
@@ -126,24 +124,25 @@ class SmartFrameManager:
             verdict = Verdict.QUARANTINED
         if not verdict.wanted:
             if verdict.rejected:
-                self._count_rejection(self._judge.why(verdict))
+                self._counters.reject(self._judge.why(verdict))
             return self._frame_status(verdict, slot.stamp_ns)
         if change is not None:
-            self.clear(change[0])
+            self._forget(change[0])
         self._begin_trial(slot.stamp_ns)
         score = self._scorer.score(owned)
         self._store(owned, slot.stamp_ns, score)
+        self._source_size = slot.source_size
         return self._frame_status(verdict, slot.stamp_ns, score, "" if change is None else change[1])
 
     def reject(self, slot: FrameSlot, reason: str) -> None:
         """Count an offered frame that can't be used, such as an image that could not be converted."""
         if slot.wanted:
-            self._count_rejection(reason)
+            self._counters.reject(reason)
 
     def reject_unstamped(self, reason: str) -> None:
         """Count an image that can't be offered, because nobody can tell its stamp."""
-        self._offered += 1
-        self._count_rejection(reason)
+        self._counters.offered += 1
+        self._counters.reject(reason)
 
     def add_frame(self, frame: np.ndarray, stamp_ns: int) -> FrameStatus:
         """``offer`` and ``keep`` in one step, for callers that have the pixels at hand."""
@@ -164,40 +163,54 @@ class SmartFrameManager:
         try:
             checked = checked_key_frames(frames, self._held.frame_shape)
         except FrameError as error:
-            self._offered += 1
-            self._count_rejection(str(error))
+            self._counters.offered += 1
+            self._counters.reject(str(error))
             raise
         if not checked:
             return []
         self._begin_trial(checked[-1][1])
         scorer = FrameScorer(self.config, self._embed)
-        scores = [scorer.score(pixels) for pixels, _ in checked]
-        scored = [
-            ScoredFrame(pixels, stamp_ns, stamp_ns, score.importance, score.scene_change)
-            for (pixels, stamp_ns), score in zip(checked, scores, strict=True)
-        ]
+        scored = []
+        for pixels, stamp_ns in checked:
+            score = scorer.score(pixels)
+            scored.append(ScoredFrame(pixels, stamp_ns, stamp_ns, score.importance, score.scene_change))
         stored = self._held.insert_keys(scored, gap_ns=1.5 * self.period_s * NANOSECONDS)
         for frame in stored:
             self._judge.sampler.keep_off_grid(frame.stamp_ns)
-        self._offered += len(scored)
-        self._kept += len(stored)
+        self._counters.offered += len(scored)
+        self._counters.kept += len(stored)
         self._changed()
-        return [
-            self._frame_status(Verdict.KEEP, frame.stamp_ns, score)
-            for frame, score in zip(scored, scores, strict=True)
-        ]
+        return [self._frame_status(Verdict.KEEP, frame.stamp_ns, frame) for frame in scored]
 
     def clear(self, reason: str) -> None:
-        """Forget all frames, the sampling grid and the pinned period. The counters stay, ids go on."""
-        known = reason in self._clears or len(self._clears) < MAX_CLEAR_REASONS
-        key = reason if known else OTHER_REASONS
-        self._clears[key] = self._clears.get(key, 0) + 1
-        self._held.clear()
-        self._scorer.reset()
-        self._judge.sampler.reset()
+        """Forget all frames, the sampling grid, the pinned period and a quarantine. The counters stay, ids go on."""
+        self._judge.quarantine.active = False  # nothing is left that it could protect
+        self._forget(reason)
+
+    def resize(self, fit: Callable[[int, int], Size]) -> int:
+        """Scale what is held to what ``fit`` makes of the camera's images; returns the number of tubelets.
+
+        For a model that takes other sizes. Stamps, importance, star and stream stay; tubelets get new ids, since their
+        pixels change. What was made smaller before does not get its details back.
+        """
+        shape = self._held.frame_shape
+        size = None if shape is None else fit(*(self._source_size or shape[:2]))
+        if size is None or shape is None or size == shape[:2]:
+            return 0
+        self._held.resize(size)
         self._trial = None
         self.epoch += 1
         self._changed()
+        return self._held.tubelet_count + (self._held.last_pending_stamp_ns is not None)
+
+    def regroup(self, temporal_patch_size: int, reason: str) -> None:
+        """Make tubelets of another length from now on. What is held can't be grouped anew, so it is cleared.
+
+        Raises ``ConfigError`` where the memory is smaller than one such tubelet; it is then as before.
+        """
+        held = HeldFrames(self.config, self.camera, temporal_patch_size, self._ids)
+        self.clear(reason)
+        self._held, self._patch = held, temporal_patch_size
 
     # -- a clip out --------------------------------------------------------------------------------------------------
 
@@ -227,18 +240,18 @@ class SmartFrameManager:
 
     def status(self) -> MemoryStatus:
         """Counters and fill at this moment; O(tubelets held)."""
-        stamps = self._held.stamps_ns
+        stamps, counters = self._held.stamps_ns, self._counters
         return MemoryStatus(
             camera=self.camera,
-            frames_offered=self._offered,
-            frames_kept=self._kept,
-            frames_rejected=self._rejected,
+            frames_offered=counters.offered,
+            frames_kept=counters.kept,
+            frames_rejected=counters.rejected,
             tubelets=self._held.tubelet_count,
             nbytes=self._held.nbytes,
             oldest_stamp_ns=min(stamps, default=0),
             newest_stamp_ns=max(stamps, default=0),
-            clears=dict(self._clears),
-            last_rejection=self._last_rejection,
+            clears=dict(counters.clears),
+            last_rejection=counters.last_rejection,
             quarantine=QUARANTINE_REASON if self._judge.quarantine.active else "",
             **self._held.fill,
         )
@@ -246,13 +259,14 @@ class SmartFrameManager:
     def check_integrity(self) -> None:
         """Raise AssertionError where an invariant is broken. For tests: O(bytes held)."""
         self._held.check_integrity()
-        assert self._kept + self._rejected <= self._offered, "a frame was counted twice"
+        counters = self._counters
+        assert counters.kept + counters.rejected <= counters.offered, "a frame was counted twice"
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _verdict_now(self, slot: FrameSlot, pixels: np.ndarray) -> Verdict:
         """The slot's verdict, or a new one where the memory went on meanwhile, or the camera is to be looked at."""
-        if slot.epoch != self.epoch:
+        if slot.clears != self._counters.all_clears:
             return Verdict.OVERTAKEN
         if self._judge.quarantine.active:
             if not self._judge.quarantine.ends_with(slot.stamp_ns, pixels.shape):
@@ -274,11 +288,20 @@ class SmartFrameManager:
         sizes = f"from {shape[1]}x{shape[0]} to {pixels.shape[1]}x{pixels.shape[0]}"
         return "resolution change", f"resolution changed {sizes}"
 
+    def _forget(self, reason: str) -> None:
+        self._counters.clear(reason)
+        self._held.clear()
+        self._scorer.reset()
+        self._judge.sampler.reset()
+        self._trial = None
+        self.epoch += 1
+        self._changed()
+
     def _begin_trial(self, stamp_ns: int) -> None:
         """Remember how everything is, where the frame to be stored is far ahead of the others."""
         if self._trial is None and self._judge.is_far_ahead(stamp_ns):
             sampler = copy.copy(self._judge.sampler)
-            self._trial = Trial(self._held.remember(), sampler, self._scorer.previous, self._kept)
+            self._trial = Trial(self._held.remember(), sampler, self._scorer.previous, self._counters.kept)
 
     def _settle_trial(self, stamp_ns: int) -> str:
         """Let a frame that is offered speak for those on trial or against them; returns why they were dropped."""
@@ -294,9 +317,8 @@ class SmartFrameManager:
             return ""
         self._held.put_back(trial.held)
         self._judge.sampler, self._scorer.previous = trial.sampler, trial.thumbnail
-        for _ in range(self._kept - trial.frames_kept):
-            self._count_rejection(self._judge.future.reason)
-        self._kept, self._trial = trial.frames_kept, None
+        self._counters.withdraw(self._counters.kept - trial.frames_kept, self._judge.future.reason)
+        self._trial = None
         self._changed()
         return self._judge.future.reason
 
@@ -306,19 +328,15 @@ class SmartFrameManager:
             self._held.seal()
         time_ns = sampler.keep(stamp_ns)
         self._held.append(ScoredFrame(pixels, stamp_ns, time_ns, score.importance, score.scene_change))
-        self._kept += 1
+        self._counters.kept += 1
         self._changed()
 
     def _changed(self) -> None:
         self._revision += 1
         self._clip = None
 
-    def _count_rejection(self, reason: str) -> None:
-        self._rejected += 1
-        self._last_rejection = reason
-
     def _frame_status(
-        self, verdict: Verdict, stamp_ns: int, score: Score | None = None, cleared: str = ""
+        self, verdict: Verdict, stamp_ns: int, score: Score | ScoredFrame | None = None, cleared: str = ""
     ) -> FrameStatus:
         return FrameStatus(
             verdict=verdict,

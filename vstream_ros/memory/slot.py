@@ -24,7 +24,7 @@ class FrameSlot:
     verdict: Verdict
     reason: str
     """Why the frame is not wanted; empty where it is."""
-    epoch: int
+    clears: int
     revision: int
     """What the memory had gone through when it judged: how often it was cleared, and how often it changed."""
     withdrawn: str = ""
