@@ -129,6 +129,15 @@ def test_a_zero_stamp_takes_the_time_of_receipt(start, planner):
     assert before < memory.oldest_stamp_ns < memory.newest_stamp_ns < before + 2 * TIMEOUT_S * SECOND
 
 
+def test_a_stamp_from_the_future_is_rejected_and_costs_nothing(start, planner):
+    node = start()
+    false_ns = node.node.get_clock().now().nanoseconds + 86_400 * SECOND
+    planner.publish(image(0), image(1), image(2, stamp_ns=false_ns), image(3))
+    node.wait_kept(3)
+    assert (node.memory.frames_rejected, node.memory.clears) == (1, {})
+    assert any("60 s in the future" in reason for reason in report(node).rejections)
+
+
 def test_a_stamp_before_1970_is_rejected(start, planner):
     node = start()
     wrong = image(0)
@@ -246,6 +255,31 @@ def test_bad_images_are_counted_by_reason_and_the_node_goes_on(start, planner):
     assert code_name(planner.ask()) == "NONE"
 
 
+def test_compressed_data_that_breaks_decoders_is_counted(start, planner):
+    node = start(**{"front.image_transport": "compressed"})
+    bad = [jpeg(i) for i in range(3)]
+    for message, data in zip(bad, (b"#?RADIANCE\n", b"PF\n8 8\n-1\n", b"GIF89a" + b"\xff" * 9), strict=True):
+        message.data = data
+    planner.publish(*bad, jpeg(3), topic=f"{CAMERA_TOPIC}/compressed")
+    node.wait_kept(1)
+    assert node.memory.frames_rejected == 3
+    formats = ("Radiance HDR", "PFM", "GIF")
+    assert report(node).rejections == {f"format {f} is not accepted: publish JPEG or PNG": 1 for f in formats}
+
+
+def test_the_depth_of_sixteen_bit_images_is_the_cameras(start, planner):
+    """One pixel that is brighter than any before does not show the next images in another light."""
+    node = start()
+    pixels = np.full((84, 112), 800, np.uint16)
+    bright = pixels.copy()
+    bright[0, 0] = 1024
+    for index, data in enumerate((bright, pixels, pixels, pixels)):
+        planner.publish(image(index, encoding="mono16", step=224, data=data.tobytes()))
+    node.wait_kept(4)
+    (clip,) = node.node.engine.clips()
+    assert {int(np.median(tubelet.frames)) for tubelet in clip.tubelets} == {50}
+
+
 def test_reasons_do_not_pile_up(start, planner):
     node = start()
     planner.publish(*(image(i, data=b"\x00" * i) for i in range(40)))
@@ -259,7 +293,7 @@ def test_an_exception_in_the_image_callback_ends_nothing(start, planner, monkeyp
     engine = node.node.engine
     planner.publish(image(0))
     node.wait_kept(1)
-    monkeypatch.setattr(engine, "add_frame", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(engine, "keep", lambda *args, **kwargs: 1 / 0)
     planner.publish(image(1))
     wait_received(node, 2)
     monkeypatch.undo()

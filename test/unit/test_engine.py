@@ -379,14 +379,47 @@ def test_a_changed_resolution_clears_and_is_announced(engine: DelayedBatchInfere
     assert any("camera" in reason for reason in after.announcements)
 
 
-def test_check_says_what_add_frame_will_do(loaded: tuple[Any, Any]) -> None:
+def test_a_camera_that_flips_its_size_is_kept_out_and_the_other_is_not_touched(loaded: tuple[Any, Any]) -> None:
+    model, processor = loaded
+    memory = {name: MemoryConfig(sample_rate_hz=2.0) for name in ("good", "bad")}
+    with DelayedBatchInferenceEngine(model, processor, "cpu", memory=memory, max_pixels=84 * 84) as engine:
+        rng = np.random.default_rng(3)
+        for k in range(300):
+            if k % 15 == 0:
+                engine.add_frame(random_frame(rng, 56, 84), camera="good", stamp_ns=k * 33_000_000)
+            engine.add_frame(random_frame(rng, 56, (56, 84)[k % 2]), camera="bad", stamp_ns=k * 33_000_000)
+        status = engine.status()
+        good, bad = status.cameras
+        assert (good.clears, good.frames_kept, good.quarantine) == ({}, 20, "")
+        assert sum(bad.clears.values()) == status.memory_epoch == 4
+        assert "its size or its clock" in bad.quarantine
+        assert engine.ask("what?")[1]["frames"] == 20 + bad.stream_frames
+
+
+def test_an_offer_says_what_keep_will_do(loaded: tuple[Any, Any]) -> None:
     model, processor = loaded
     with DelayedBatchInferenceEngine(model, processor, "cpu", sample_rate_hz=2.0, max_pixels=84 * 84) as engine:
         frame = np.zeros((56, 56, 3), np.uint8)
         for stamp_ms, verdict in ((0, "KEEP"), (100, "SKIP"), (500, "KEEP"), (480, "BACKWARD"), (-5000, "JUMP")):
             stamp_ns = (10_000 + stamp_ms) * 1_000_000
-            assert engine.check("camera", stamp_ns) is Verdict[verdict]
-            assert engine.add_frame(frame, stamp_ns=stamp_ns).verdict is Verdict[verdict]
+            slot = engine.offer(stamp_ns)
+            assert slot.verdict is Verdict[verdict]
+            assert engine.keep(slot, frame).verdict is Verdict[verdict]
+        state = engine.status().cameras[0]
+        assert (state.frames_offered, state.frames_kept, state.frames_rejected) == (5, 3, 1)
+
+
+@pytest.mark.parametrize("timestamp", [float("nan"), float("inf"), -float("inf"), 1e300, True, "1.5", 1j, [1]])
+def test_what_is_no_time_is_refused_and_counted(engine: DelayedBatchInferenceEngine, timestamp: Any) -> None:
+    feed(engine, 2)
+    for call in (
+        lambda: engine.add_frame(np.zeros((56, 56, 3), np.uint8), timestamp),
+        lambda: engine.update_star_memory([(np.zeros((56, 56, 3), np.uint8), timestamp)]),
+    ):
+        with pytest.raises(errors.FrameError, match="stamp"):
+            call()
+    state = engine.status().cameras[0]
+    assert (state.frames_offered, state.frames_kept, state.frames_rejected) == (4, 2, 2)
 
 
 def test_loading_failing_and_loading_again(tmp_path: Path) -> None:
@@ -446,15 +479,15 @@ def test_cuda_asked_for_without_cuda(tmp_path: Path) -> None:
         engine.load().result(timeout=60)
 
 
-def test_another_familys_frame_size_clears_what_was_kept(tmp_path: Path) -> None:
+def test_another_familys_frame_size_scales_what_was_kept(tmp_path: Path) -> None:
     folder = write_random_checkpoint(tmp_path / "checkpoint", "qwen3_vl")
-    with DelayedBatchInferenceEngine(model=str(folder), device="cpu", max_pixels=112 * 112) as engine:
+    with DelayedBatchInferenceEngine(device="cpu", max_pixels=112 * 112) as engine:
         assert engine.frame_size(112, 112) == (112, 112)
         feed(engine, 4)
-        engine.load().result(timeout=120)
+        engine.load(str(folder)).result(timeout=120)
         assert engine.frame_size(112, 112) == (96, 96)  # multiples of 32 instead of 28
-        assert engine.status().clip_frames == 0
-        assert engine.status().announcements
+        assert engine.status().clip_frames == 4
+        assert engine.status().announcements == ()
 
 
 def test_status_and_memory_add_up(engine: DelayedBatchInferenceEngine) -> None:

@@ -383,24 +383,72 @@ def test_stamps_may_be_negative_or_of_any_integer_type() -> None:
     for stamp in np.arange(-4, 4, dtype=np.int64):
         assert memory.add_frame(flat(), stamp).verdict is Verdict.KEEP
     assert [t.stamps_ns for t in memory.clip().tubelets] == [(-4, -3), (-2, -1), (0, 1), (2, 3)]
-    with pytest.raises(TypeError):
-        memory.add_frame(flat(), 4.5)  # type: ignore[arg-type]
 
 
-def test_a_frame_is_counted_once_whether_it_was_looked_at_before_or_not() -> None:
-    memory = manager()
-    assert memory.count_offered(START) is Verdict.KEEP
-    memory.add_frame(flat(), START)
-    assert memory.count_offered(START + 1) is Verdict.SKIP
-    memory.add_frame(flat(), START + PERIOD)
-    assert memory.count_offered(START) is Verdict.BACKWARD
-    memory.add_frame(flat(), START)
-    memory.check(START + 2 * PERIOD)
-    assert memory.count_offered(START + 2 * PERIOD) is Verdict.KEEP
-    memory.reject("image of an unknown encoding")
+@pytest.mark.parametrize(
+    "stamp",
+    [4.5, float("nan"), float("inf"), True, np.True_, None, "7", 2**63, -(2**63), 10**5000],
+    ids=lambda stamp: type(stamp).__name__,
+)
+def test_what_is_no_stamp_is_refused_and_counted(stamp: Any) -> None:
+    memory = SmartFrameManager()
+    with pytest.raises(FrameError, match="stamp"):
+        memory.add_frame(flat(), stamp)
+    with pytest.raises(FrameError, match="stamp"):
+        memory.update_star_memory([(flat(), stamp)])
     state = memory.status()
-    assert (state.frames_offered, state.frames_kept, state.frames_rejected) == (5, 2, 2)
-    assert state.last_rejection == "image of an unknown encoding"
+    assert (state.frames_offered, state.frames_kept, state.frames_rejected) == (2, 0, 2)
+    assert "stamp" in state.last_rejection
+    assert memory.add_frame(flat(), 7).kept
+
+
+def test_a_frame_is_counted_once_whatever_becomes_of_it() -> None:
+    memory = manager()
+    assert memory.offer(START + 7).verdict is Verdict.KEEP  # never heard of again
+    kept = memory.offer(START)
+    assert (kept.verdict, kept.reason) == (Verdict.KEEP, "")
+    assert memory.keep(kept, flat()).kept
+    assert memory.offer(START + 1).verdict is Verdict.SKIP
+    memory.add_frame(flat(), START + PERIOD)
+    backward = memory.offer(START)
+    assert (backward.verdict, backward.reason) == (Verdict.BACKWARD, Verdict.BACKWARD.value)
+    assert memory.keep(backward, flat()).verdict is Verdict.BACKWARD  # it need not be kept, and that changes nothing
+    memory.reject(backward, "nobody counts this")
+    unreadable = memory.offer(START + 2 * PERIOD)
+    assert unreadable.wanted
+    memory.reject(unreadable, "image of an unknown encoding")
+    memory.reject_unstamped("no stamp")
+    state = memory.status()
+    assert (state.frames_offered, state.frames_kept, state.frames_rejected) == (7, 2, 3)
+    assert state.last_rejection == "no stamp"
+
+
+def test_what_came_between_offer_and_keep_is_looked_at_again() -> None:
+    memory = manager()
+    late, twice = memory.offer(START), memory.offer(START)
+    assert memory.keep(memory.offer(START + PERIOD), flat()).kept
+    assert memory.keep(late, flat()).verdict is Verdict.BACKWARD
+    assert memory.status().frames_rejected == 1
+    assert memory.keep(memory.offer(START + 60 * SECOND), flat()).kept
+    assert memory.keep(twice, flat()).verdict is Verdict.BACKWARD, "it saw no jump, so it may not clear"
+    ahead, same = memory.offer(START + 62 * SECOND), memory.offer(START + 62 * SECOND + 1)
+    assert (memory.keep(ahead, flat()).kept, memory.keep(same, flat()).verdict) == (True, Verdict.SKIP)
+    before = memory.offer(START + 63 * SECOND)
+    memory.clear("requested")
+    assert memory.keep(before, flat()).verdict is Verdict.OVERTAKEN
+    assert memory.clip().tubelets == ()
+    state = memory.status()
+    assert (state.frames_offered, state.frames_kept, state.frames_rejected) == (7, 3, 3)
+    assert memory.keep(memory.offer(START), flat()).kept
+    memory.check_integrity()
+
+
+def test_a_slot_tells_the_size_and_remembers_the_images_own() -> None:
+    slot = manager().offer(START)
+    assert slot.frame_size(480, 640) == (480, 640)
+    slot.fit = lambda height, width: (height // 2, width // 2)
+    assert slot.frame_size(480, 640) == (240, 320)
+    assert (slot.source_size, slot.decoded_size) == ((480, 640), (240, 320))
 
 
 # --- frames that misbehave ------------------------------------------------------------------------------------------

@@ -111,6 +111,6 @@ def test_the_period_is_the_grids_or_pinned_to_the_first_spacing() -> None:
 
 def test_missing_frames_are_seen_only_on_a_grid() -> None:
     gridded, free = Sampler(2.0, 1.0), Sampler(None, 1.0)
-    assert not gridded.parted(START, START + 750_000_000)
-    assert gridded.parted(START, START + 750_000_001)
-    assert not free.parted(START, START + 3600 * SECOND)
+    assert not gridded.frames_are_missing(START, START + 750_000_000)
+    assert gridded.frames_are_missing(START, START + 750_000_001)
+    assert not free.frames_are_missing(START, START + 3600 * SECOND)

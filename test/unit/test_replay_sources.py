@@ -220,6 +220,16 @@ def test_a_bag_of_corrupt_messages_alone_is_an_error(tmp_path):
         list(source)
 
 
+def test_the_depth_of_sixteen_bit_images_is_the_topics_and_starts_over_with_each_iteration(tmp_path):
+    """One pixel brighter than all before does not show what follows in another light."""
+    levels = [800, 1024, 800]
+    pngs = [cv2.imencode(".png", np.full((8, 8), level, np.uint16))[1].tobytes() for level in levels]
+    cdrs = [("/rear/compressed", COMPRESSED_IMAGE, i + 1, compressed_cdr(png, i + 1)) for i, png in enumerate(pngs)]
+    with open_source(write_bag(tmp_path / "bag", cdrs)) as source:
+        for _ in range(2):
+            assert [frame.rgb().max() for frame in source] == [800 >> 2, 1024 >> 4, 800 >> 4]
+
+
 def test_an_image_that_can_not_be_decoded_fails_only_when_it_is_wanted(tmp_path):
     cdr = image_cdr(pictures(1)[0], 1, encoding="no such thing")
     with open_source(write_bag(tmp_path / "bag", [(TOPIC, IMAGE, 1, cdr)])) as source:

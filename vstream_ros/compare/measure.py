@@ -28,8 +28,9 @@ def read_clip(model: QwenVideoModel, source: Source, *, frames: int, sample_rate
     for frame in source:
         if frame.topic != source.topics[0]:
             continue
-        if memory.check(frame.stamp_ns) is Verdict.KEEP:
-            memory.add_frame(frame.rgb(model.frame_spec.fit), frame.stamp_ns)
+        slot = memory.offer(frame.stamp_ns)
+        if slot.verdict is Verdict.KEEP:
+            memory.keep(slot, frame.rgb(model.frame_spec.fit))
         if memory.status().frames_kept >= frames:
             break
     clip = memory.clip()

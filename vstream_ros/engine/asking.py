@@ -138,5 +138,4 @@ class QuestionDesk:
     def _why_no_frames(self, question: Question) -> str:
         if question.start_ns or question.end_ns:
             return "the memory holds no frame of that time range; ask about another one or without start_time, end_time"
-        names = ", ".join(question.cameras or self._cameras.names)
-        return f"no frame came yet from: {names}; check the image topics and the camera drivers"
+        return self._cameras.why_empty(question.cameras or self._cameras.names)

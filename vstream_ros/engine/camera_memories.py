@@ -6,17 +6,19 @@ import itertools
 import logging
 import reprlib
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
-from vstream_ros.images import resize_rgb
-from vstream_ros.memory import Clip, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager, Verdict
+from vstream_ros.images.resize import check_rgb, resize_rgb
+from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager
 from vstream_ros.memory.clip import NANOSECONDS
-from vstream_ros.models.base import FrameSpec
+from vstream_ros.memory.slot import Size
+from vstream_ros.models.frame_spec import FrameSpec
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,12 @@ class CameraMemories:
     epochs always belong together.
     """
 
-    def __init__(self, configs: Mapping[str, MemoryConfig], frame_spec: FrameSpec) -> None:
+    def __init__(
+        self,
+        configs: Mapping[str, MemoryConfig],
+        frame_spec: FrameSpec,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """``configs`` by camera name, in prompt order; raises ``ConfigError`` when there is none."""
         if not configs:
             raise ConfigError("cameras must name at least one camera")
@@ -56,6 +63,9 @@ class CameraMemories:
         self._frame_spec = frame_spec
         self._announcements: deque[str] = deque(maxlen=8)
         self._clearings = 0
+        self._clock = clock
+        self._last_clears: dict[str, tuple[float, str]] = {}
+        """When and why each camera's memory was cleared last. Guarded by ``_lock``."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,62 +88,82 @@ class CameraMemories:
         return self._frame_spec.fit(height, width)
 
     def use_frame_spec(self, frame_spec: FrameSpec, reason: str) -> None:
-        """Take frames of other sizes from now on; clears everything where that changes something."""
+        """Keep frames of other sizes from now on; those that are held are scaled.
+
+        Where tubelets get another length everything is cleared, which ``reason`` explains; raises ``ConfigError``
+        where a memory is smaller than one such tubelet. Scaling keeps the lock for some milliseconds a camera.
+        """
+        patch = frame_spec.temporal_patch_size
         with self._lock:
-            if frame_spec == self._frame_spec:
-                return
+            if patch != self._frame_spec.temporal_patch_size:
+                for config in (memory.config for memory in self._memories.values()):
+                    if patch > min(config.star_memory_size, config.stream_window_size):
+                        raise ConfigError(f"star_memory_size, stream_window_size must be >= a tubelet ({patch} frames)")
+                for memory in self._memories.values():
+                    memory.regroup(patch, reason)
+                self.max_tubelets = sum(memory.config.max_tubelets(patch) for memory in self._memories.values())
+                self._announce(f"{reason}: tubelets of {patch} frames")
             self._frame_spec = frame_spec
-            empty = not any(memory.status().tubelets for memory in self._memories.values())
-        if not empty:
-            self.clear(reason)
+            scaled = {name: memory.resize(frame_spec.fit) for name, memory in self._memories.items()}
+        for name, count in scaled.items():
+            if count:
+                logger.warning("camera %s: what memory holds (%d tubelets) was scaled: %s", name, count, reason)
 
-    def check(self, camera: str, stamp_ns: int) -> Verdict:
-        """Whether a frame with this stamp is wanted, before anyone pays for its conversion; counts it as offered."""
-        with self._lock:
-            return self._memory(camera).count_offered(stamp_ns)
-
-    def add_frame(self, frame: np.ndarray, stamp_ns: int | None, camera: str | None) -> FrameStatus:
-        """See ``DelayedBatchInferenceEngine.add_frame``."""
+    def offer(self, stamp_ns: int | None, camera: str | None, now_ns: int | None = None) -> FrameSlot:
+        """See ``DelayedBatchInferenceEngine.offer``."""
         name = camera if camera is not None else self._only_name()
         with self._lock:
             memory = self._memory(name)
-            stamp_ns = _next_stamp(memory) if stamp_ns is None else stamp_ns
-            if memory.check(stamp_ns) in (Verdict.SKIP, Verdict.BACKWARD):
-                return memory.add_frame(frame, stamp_ns)  # drops it: no need to scale it first
-        try:
-            image = self._fitted(frame)
-        except FrameError as error:
-            self.reject(name, str(error))
-            raise
+            slot = memory.offer(_next_stamp(memory) if stamp_ns is None else stamp_ns, now_ns)
+            slot.fit = self._frame_spec.fit
+            return slot
+
+    def keep(self, slot: FrameSlot, frame: np.ndarray) -> FrameStatus:
+        """See ``DelayedBatchInferenceEngine.keep``."""
+        memory = self._memory(slot.camera)
+        while True:
+            spec = self._frame_spec
+            try:
+                image = _fitted(frame, slot, spec) if slot.wanted else frame
+            except FrameError as error:
+                self.reject(slot, str(error))
+                raise
+            with self._lock:
+                if spec is not self._frame_spec:  # another model came while the frame was being scaled
+                    continue
+                status = memory.keep(slot, image)
+                if status.cleared:
+                    self._announce(status.cleared, slot.camera)
+                return status
+
+    def reject(self, slot: FrameSlot, reason: str) -> None:
+        """Count an offered image that could not be used."""
         with self._lock:
-            status = memory.add_frame(image, stamp_ns)
-            if status.cleared:
-                self._announce(f"camera {name}: {status.cleared}")
-        return status
+            self._memory(slot.camera).reject(slot, reason)
+
+    def reject_unstamped(self, camera: str | None, reason: str) -> None:
+        """Count an image that could not even be offered."""
+        with self._lock:
+            self._memory(camera if camera is not None else self._only_name()).reject_unstamped(reason)
 
     def update_star_memory(self, frames: Iterable[tuple[np.ndarray, int]], camera: str | None) -> list[FrameStatus]:
         """See ``DelayedBatchInferenceEngine.update_star_memory``; stamps in nanoseconds."""
         name = camera if camera is not None else self._only_name()
         self.require([name])
         try:
-            fitted = [(self._fitted(frame), stamp_ns) for frame, stamp_ns in frames]
+            fitted = [(resize_rgb(frame, self._rgb_size(frame)), stamp_ns) for frame, stamp_ns in frames]
         except FrameError as error:
-            self.reject(name, str(error))
+            self.reject_unstamped(name, str(error))
             raise
         with self._lock:
             return self._memory(name).update_star_memory(fitted)
-
-    def reject(self, camera: str, reason: str) -> None:
-        """Count an image that could not be used."""
-        with self._lock:
-            self._memory(camera).reject(reason)
 
     def clear(self, reason: str, camera: str | None = None) -> None:
         """Forget the frames of one camera or of all."""
         with self._lock:
             for memory in self._memories.values() if camera is None else (self._memory(camera),):
                 memory.clear(reason)
-            self._announce(reason if camera is None else f"camera {camera}: {reason}")
+            self._announce(reason, camera)
 
     def require(self, cameras: Sequence[str]) -> None:
         """Raise ``InvalidRequestError`` for an unknown name."""
@@ -182,12 +212,29 @@ class CameraMemories:
         with self._lock:
             return tuple(memory.status() for memory in self._memories.values())
 
-    def _fitted(self, frame: np.ndarray) -> np.ndarray:
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise FrameError(f"a frame must be an RGB uint8 array (height, width, 3), got {found}")
-        size = self.frame_size(*frame.shape[:2])
-        return frame if frame.shape[:2] == size else resize_rgb(frame, size)
+    def why_empty(self, cameras: Sequence[str]) -> str:
+        """Why the memories of these cameras hold nothing, and what to do about it."""
+        with self._lock:
+            states = [self._memory(name).status() for name in cameras]
+            clears, now = dict(self._last_clears), self._clock()
+        causes = []
+        for name, state in zip(cameras, states, strict=True):
+            if name in clears and state.frames_offered:
+                at, reason = clears[name]
+                causes.append(
+                    f"the memory of {name} was cleared {now - at:.0f} s ago ({reason}) and no frame was kept since; "
+                    "ask again when one was"
+                )
+            elif state.frames_offered:
+                causes.append(f"no frame of {name} could be used: {state.last_rejection}")
+        if silent := [name for name, state in zip(cameras, states, strict=True) if not state.frames_offered]:
+            causes.append(f"no frame came yet from: {', '.join(silent)}; check the image topics and the camera drivers")
+        return "; ".join(causes)
+
+    def _rgb_size(self, frame: np.ndarray) -> Size:
+        """The size at which an RGB image is kept; raises ``FrameError`` for what is none."""
+        check_rgb(frame)
+        return self.frame_size(*frame.shape[:2])
 
     def _memory(self, camera: str) -> SmartFrameManager:
         if camera not in self._memories:
@@ -199,10 +246,23 @@ class CameraMemories:
             raise InvalidRequestError(f"name the camera of the frame, one of: {', '.join(self._memories)}")
         return next(iter(self._memories))
 
-    def _announce(self, reason: str) -> None:
+    def _announce(self, reason: str, camera: str | None = None) -> None:
+        """Say that the memory of one camera or of all was cleared; under the lock."""
+        for name in self.names if camera is None else (camera,):
+            self._last_clears[name] = (self._clock(), reason)
+        text = reason if camera is None else f"camera {camera}: {reason}"
         self._clearings += 1
-        self._announcements.append(reason)
-        logger.warning("memory cleared (epoch %d): %s", self._clearings, reason)
+        self._announcements.append(text)
+        logger.warning("memory cleared (epoch %d): %s", self._clearings, text)
+
+
+def _fitted(frame: np.ndarray, slot: FrameSlot, spec: FrameSpec) -> np.ndarray:
+    """The frame at the size that ``spec`` wants for the camera's own image; raises ``FrameError`` for what is none."""
+    check_rgb(frame)
+    size: Size = frame.shape[:2]
+    if slot.source_size is None or size != slot.decoded_size:
+        slot.source_size = size
+    return resize_rgb(frame, spec.fit(*slot.source_size))
 
 
 def _next_stamp(memory: SmartFrameManager) -> int:

@@ -25,10 +25,11 @@ from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.model_host import ModelHost, Ticket
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
 from vstream_ros.engine.status import StatusBoard
-from vstream_ros.errors import BusyError, ConfigError, VStreamError
-from vstream_ros.memory import Clip, FrameStatus, MemoryConfig, Verdict
-from vstream_ros.memory.clip import NANOSECONDS
-from vstream_ros.models.base import FrameSpec, VideoModel
+from vstream_ros.errors import BusyError, ConfigError, FrameError, VStreamError
+from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig
+from vstream_ros.memory.stamps import checked_stamp_ns, stamp_ns_of_seconds
+from vstream_ros.models.base import VideoModel
+from vstream_ros.models.frame_spec import FrameSpec, frame_spec_of
 
 DEFAULT_CAMERA = "camera"
 
@@ -85,6 +86,8 @@ class DelayedBatchInferenceEngine:
             {name: _replace(camera, memory_overrides) for name, camera in cameras.items()},
             FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels),
         )
+        if isinstance(model, str):
+            self._expect_frames_of(model)
         self._host = ModelHost(
             model if isinstance(model, str) else "", self.config, self._cameras.names, self._cameras.max_tubelets
         )
@@ -129,6 +132,8 @@ class DelayedBatchInferenceEngine:
             ``close``.
         """
         ticket = self._host.announce_load(model)
+        if self._host.answerer is None:  # else there is a model that takes other frames, for now
+            self._expect_frames_of(self._host.describe()[0])
 
         def load() -> str:
             try:
@@ -144,6 +149,12 @@ class DelayedBatchInferenceEngine:
         reset_peak({model.device, torch.device("cpu"), *model.weight_bytes_by_device})
         self._work_ahead.resume()
         return self._host.finish(ticket)
+
+    def _expect_frames_of(self, model: str) -> None:
+        """Keep frames at the size that a checkpoint will want, where its files are here to say it."""
+        spec = frame_spec_of(model, min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels)
+        if spec is not None:
+            self._cameras.use_frame_spec(spec, f"{model} takes other frame sizes")
 
     def unload(self) -> Future[None]:
         """Free the weights and the caches in the model's thread; the frames stay. Returns at once.
@@ -168,9 +179,45 @@ class DelayedBatchInferenceEngine:
         """(height, width) at which an image of this size is kept; raises ``FrameError`` for an impossible one."""
         return self._cameras.frame_size(height, width)
 
-    def check(self, camera: str, stamp_ns: int) -> Verdict:
-        """Whether a frame with this stamp is wanted, before anyone pays for its conversion; counts it as offered."""
-        return self._cameras.check(camera, stamp_ns)
+    def offer(
+        self, stamp_ns: int | None = None, *, camera: str | None = None, now_ns: int | None = None
+    ) -> FrameSlot:
+        """Offer a frame by its stamp, before anyone pays for its conversion; counts it, and judges it once.
+
+        Where the slot is ``wanted``, convert the image (``slot.frame_size`` tells its size) and ``keep`` or ``reject``
+        it, in this thread. A frame that is not wanted ends here.
+
+        Args:
+            stamp_ns: nanoseconds; default: one sampling period after the last frame.
+            camera: default: the only camera.
+            now_ns: of the clock that the stamps come from, where it runs: it tells a false stamp at once.
+
+        Raises:
+            FrameError: no such stamp; it is counted.
+            InvalidRequestError: an unknown camera, or none named where there are several.
+        """
+        return self._cameras.offer(stamp_ns, camera, now_ns)
+
+    def keep(self, slot: FrameSlot, frame: np.ndarray) -> FrameStatus:
+        """Store the frame of a slot, (height, width, 3) uint8 RGB of any size: it is scaled and copied.
+
+        Where the slot is not wanted, nothing is done. Raises ``FrameError`` for what is no such image: it is counted
+        and nothing else changes.
+        """
+        status = self._cameras.keep(slot, frame)
+        if status.cleared:
+            self._thread.run_once(self._forget_cleared)
+        if status.kept and self.config.background_encoding != "off":
+            self._thread.poke()
+        return status
+
+    def reject(self, slot: FrameSlot, reason: str) -> None:
+        """Count an offered image that could not be used, and why."""
+        self._cameras.reject(slot, reason)
+
+    def reject_unstamped(self, camera: str, reason: str) -> None:
+        """Count an image that could not even be offered, because nobody can tell its stamp."""
+        self._cameras.reject_unstamped(camera, reason)
 
     def add_frame(
         self,
@@ -180,7 +227,7 @@ class DelayedBatchInferenceEngine:
         camera: str | None = None,
         stamp_ns: int | None = None,
     ) -> FrameStatus:
-        """Keep a frame, if the sampling grid wants it. Never waits for the model.
+        """Keep a frame, if the sampling grid wants it: ``offer`` and ``keep`` in one. Never waits for the model.
 
         Args:
             frame: (height, width, 3) uint8 RGB of any size; it is scaled to ``frame_size`` and copied.
@@ -189,17 +236,16 @@ class DelayedBatchInferenceEngine:
             stamp_ns: the same in nanoseconds, exact.
 
         Raises:
-            FrameError: not such an image; it is counted and nothing else changes.
+            FrameError: not such an image or no such time; it is counted and nothing else changes.
             InvalidRequestError: an unknown camera, or none named where there are several.
         """
         if stamp_ns is None and timestamp is not None:
-            stamp_ns = round(timestamp * NANOSECONDS)
-        status = self._cameras.add_frame(frame, stamp_ns, camera)
-        if status.cleared:
-            self._thread.run_once(self._forget_cleared)
-        if status.kept and self.config.background_encoding != "off":
-            self._thread.poke()
-        return status
+            try:
+                stamp_ns = stamp_ns_of_seconds(timestamp)
+            except FrameError as error:
+                self._cameras.reject_unstamped(camera, str(error))
+                raise
+        return self.keep(self.offer(stamp_ns, camera=camera), frame)
 
     def update_star_memory(
         self, frames: Iterable[tuple[np.ndarray, float]], *, camera: str | None = None, nanoseconds: bool = False
@@ -223,16 +269,12 @@ class DelayedBatchInferenceEngine:
                 counted and nothing else changes.
             InvalidRequestError: an unknown camera, or none named where there are several.
         """
-        scale = 1 if nanoseconds else NANOSECONDS
-        stamped = ((frame, round(timestamp * scale)) for frame, timestamp in frames)
+        to_ns = checked_stamp_ns if nanoseconds else stamp_ns_of_seconds
+        stamped = ((frame, to_ns(timestamp)) for frame, timestamp in frames)
         statuses = self._cameras.update_star_memory(stamped, camera)
         if statuses and self.config.background_encoding != "off":
             self._thread.poke()
         return statuses
-
-    def reject(self, camera: str, reason: str) -> None:
-        """Count an image that could not be used."""
-        self._cameras.reject(camera, reason)
 
     def clear(self, reason: str = "requested", camera: str | None = None) -> None:
         """Forget the frames of one camera or of all, and what was computed from them.

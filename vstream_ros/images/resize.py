@@ -23,6 +23,21 @@ def check_image(image: np.ndarray) -> None:
         raise FrameError(f"a frame must not be empty, got shape {image.shape}")
 
 
+def check_rgb(image: np.ndarray) -> None:
+    """Raise ``FrameError``, saying what is wrong, unless ``image`` is (H, W, 3) uint8, not empty."""
+    check_image(image)
+    if image.shape[2:] != (3,):
+        raise FrameError(f"a frame must be RGB, (height, width, 3), got shape {image.shape}")
+
+
+def owned_rgb(image: np.ndarray) -> np.ndarray:
+    """A C-contiguous, read-only copy. Raises ``FrameError`` for anything but (H, W, 3) uint8."""
+    check_rgb(image)
+    pixels = np.array(image, order="C", copy=True, subok=False)
+    pixels.setflags(write=False)
+    return pixels
+
+
 def resize_rgb(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scale an image to ``size`` = (height, width), whatever its aspect ratio.
 

@@ -3,11 +3,13 @@
 from vstream_ros.memory.clip import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Tubelet, Verdict
 from vstream_ros.memory.manager import SmartFrameManager
 from vstream_ros.memory.memory_config import SELECTION_METHODS, MemoryConfig
+from vstream_ros.memory.slot import FrameSlot
 
 __all__ = [
     "NANOSECONDS",
     "SELECTION_METHODS",
     "Clip",
+    "FrameSlot",
     "FrameStatus",
     "MemoryConfig",
     "MemoryStatus",

@@ -15,8 +15,21 @@ class Verdict(enum.Enum):
 
     KEEP = "kept"
     SKIP = "between two sampling slots"  # normal: the camera is faster than the sampling grid
-    BACKWARD = "not newer than the newest frame"  # dropped and counted
     JUMP = "a jump back in time"  # adding it clears this camera's memory first
+    BACKWARD = "not newer than the newest frame"  # this one and the rest: dropped and counted
+    FUTURE = "far in the future"
+    QUARANTINED = "quarantined"
+    OVERTAKEN = "the memory was cleared while the image was being converted"
+
+    @property
+    def wanted(self) -> bool:
+        """The frame is to be converted and stored."""
+        return self in (Verdict.KEEP, Verdict.JUMP)
+
+    @property
+    def rejected(self) -> bool:
+        """The frame is dropped for a fault. Being between two slots is none."""
+        return not self.wanted and self is not Verdict.SKIP
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +59,10 @@ class Tubelet:
     def nbytes(self) -> int:
         return int(self.frames.nbytes)
 
+    def is_within(self, start_ns: int, end_ns: int) -> bool:
+        """Whether a real frame's stamp is in the range, inclusive; 0: unbounded."""
+        return any((start_ns == 0 or start_ns <= s) and (end_ns == 0 or s <= end_ns) for s in self.stamps_ns)
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:
@@ -71,6 +88,8 @@ class FrameStatus:
     verdict: Verdict
     stamp_ns: int
     camera: str
+    reason: str = ""
+    """Why the frame was not kept ("" if it was)."""
     importance: float = 0.0
     scene_change: bool = False
     cleared: str = ""
@@ -84,7 +103,7 @@ class FrameStatus:
 
     @property
     def kept(self) -> bool:
-        return self.verdict in (Verdict.KEEP, Verdict.JUMP)
+        return self.verdict.wanted
 
     def __str__(self) -> str:
         parts = [f"{self.camera} t={self.stamp_ns / NANOSECONDS:.3f} s: {self.verdict.value}"]
@@ -124,4 +143,6 @@ class MemoryStatus:
     last_rejection: str = ""
     """Why the last frame was rejected ("" if none was)."""
     epoch: int = 0
-    """How often this memory was cleared: questions and caches of an earlier epoch are void."""
+    """How often what this memory holds was cleared or scaled: questions and caches of an earlier epoch are void."""
+    quarantine: str = ""
+    """Why the camera is kept out at the moment ("" if it is not)."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from vstream_ros.images.resize import owned_rgb, resize_rgb
 from vstream_ros.memory.clip import Tubelet
+from vstream_ros.memory.slot import Size
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +55,16 @@ class TubeletFormer:
     def key_tubelet(self, frames: list[ScoredFrame]) -> Tubelet:
         """A key tubelet of these frames (1 to ``temporal_patch_size``); the pending ones are left alone."""
         return self._tubelet(frames, key=True)
+
+    def resize_pending(self, size: Size) -> None:
+        """Scale the frames that are no tubelet yet."""
+        self.pending = [replace(f, pixels=owned_rgb(resize_rgb(f.pixels, size))) for f in self.pending]
+
+    def resized(self, tubelet: Tubelet, size: Size) -> Tubelet:
+        """The tubelet with its frames scaled to ``size``: other pixels, so under an id of its own."""
+        pixels = np.stack([resize_rgb(frame, size) for frame in tubelet.frames])
+        pixels.setflags(write=False)
+        return replace(tubelet, id=next(self._ids), frames=pixels)
 
     def clear(self) -> None:
         """Forget the pending frames."""

@@ -72,16 +72,17 @@ class FrameScorer:
         self._config = config
         self._embed = embed if config.selection_method == "semantic" else None
         self._embed_failures = 0
-        self._previous: Thumbnail | None = None
+        self.previous: Thumbnail | None = None
+        """Of the last frame that was scored; None: the next one is the first."""
 
     def reset(self) -> None:
         """The next frame is the first: it is compared with nothing, its motion is 0."""
-        self._previous = None
+        self.previous = None
 
     def score(self, frame: np.ndarray) -> Score:
         """Score ``frame``, (H, W, 3) uint8 RGB, which is not changed, and remember it as the previous one."""
-        current, previous = self._thumbnail(frame), self._previous
-        self._previous = current
+        current, previous = self._thumbnail(frame), self.previous
+        self.previous = current
         complexity = texture(current.grey)
         motion = 0.0 if previous is None else self._motion(previous, current)
         change = 0.0 if previous is None else layout_change(previous.layout, current.layout)

@@ -37,6 +37,9 @@ class MemoryConfig:
     thumbnails, 0.33 to 0.5 at a hard cut."""
     time_jump_threshold_s: float = 1.0
     """A stamp that is older than the newest by more than this clears the camera's memory (a restarted bag)."""
+    future_stamp_tolerance_s: float = 60.0
+    """A frame that is further ahead of the newest one and of a running clock is rejected, until such stamps go on
+    steadily. Without a clock it is kept on trial, and dropped again when the next one goes on where the others were."""
 
     def __post_init__(self) -> None:
         for name in ("star_memory_size", "stream_window_size"):
@@ -58,10 +61,9 @@ class MemoryConfig:
             self.motion_weight + self.complexity_weight > 0.0, "motion_weight + complexity_weight must be > 0, got 0"
         )
         _require(0.0 < self.scene_threshold <= 1.0, f"scene_threshold must be in (0, 1], got {self.scene_threshold}")
-        _require(
-            0.0 < self.time_jump_threshold_s < inf,
-            f"time_jump_threshold_s must be > 0 and finite, got {self.time_jump_threshold_s}",
-        )
+        for name in ("time_jump_threshold_s", "future_stamp_tolerance_s"):
+            value = getattr(self, name)
+            _require(0.0 < value < inf, f"{name} must be > 0 and finite, got {value}")
 
     def max_tubelets(self, temporal_patch_size: int) -> int:
         """Most tubelets that a clip can have: star, window, those that wait for the next slide, a provisional one."""

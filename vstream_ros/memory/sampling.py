@@ -45,6 +45,11 @@ class Sampler:
             return float(self._period_ns / NANOSECONDS)
         return DEFAULT_PERIOD_S if self._spacing_ns is None else self._spacing_ns / NANOSECONDS
 
+    @property
+    def newest_ns(self) -> int | None:
+        """The newest stamp; None where there is none yet."""
+        return None if self._origin_ns is None else self._newest_ns
+
     def check(self, stamp_ns: int) -> Verdict:
         """The verdict on a frame with this stamp (nanoseconds, any integer). Changes nothing."""
         if self._origin_ns is None:
@@ -61,13 +66,13 @@ class Sampler:
         if self._spacing_ns is None and self._kept_ns is not None:
             self._spacing_ns = stamp_ns - self._kept_ns
         self._kept_ns = stamp_ns
-        self.pass_by(stamp_ns)
+        self.keep_off_grid(stamp_ns)
         if self._period_ns is None or self._origin_ns is None:
             return stamp_ns
         return self._origin_ns + round(self._slot * self._period_ns)
 
-    def pass_by(self, stamp_ns: int) -> None:
-        """Take note of a frame that is stored whatever the grid says; its spacing counts for nothing."""
+    def keep_off_grid(self, stamp_ns: int) -> None:
+        """Take a frame that is stored whatever the grid says; its spacing counts for nothing."""
         if self._origin_ns is None:
             self._origin_ns = stamp_ns
         elif stamp_ns <= self._newest_ns:
@@ -75,8 +80,8 @@ class Sampler:
         self._newest_ns = stamp_ns
         self._slot = self._slot_at(stamp_ns)
 
-    def parted(self, earlier_ns: int, later_ns: int) -> bool:
-        """Whether frames are missing between two stamps: they are more than 1.5 periods apart.
+    def frames_are_missing(self, earlier_ns: int, later_ns: int) -> bool:
+        """Whether two stamps of frames kept one after the other are more than 1.5 periods apart.
 
         Never where every frame is kept: no spacing is promised there.
         """

@@ -10,41 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vstream_ros.errors import FrameError
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
+from vstream_ros.models.frame_spec import FrameSpec
 
 TEXT_POSITIONS = ("checkpoint", "transformers")
 """Where the text behind a video may go on; see ``VideoModel.build_prompt``."""
-
-
-@dataclass(frozen=True)
-class FrameSpec:
-    """The frame sizes that a model takes."""
-
-    factor: int = 28
-    """Height and width are multiples of this (patch size x spatial merge size), in pixels."""
-    min_pixels: int = 56 * 56
-    max_pixels: int = 4 * 224 * 224
-    temporal_patch_size: int = 2
-
-    def fit(self, height: int, width: int) -> tuple[int, int]:
-        """Size that an image must be scaled to: the family's own rule, independent of the clip's length.
-
-        A fitting size fits unchanged. Raises ``FrameError`` for an empty image or an aspect ratio over 200.
-        """
-        # Imported late: it brings torchvision, which the other parts of the package do without.
-        from qwen_vl_utils.vision_process import smart_resize
-
-        if height < 1 or width < 1:
-            raise FrameError(f"the image is empty ({width}x{height}); check the camera driver")
-        try:
-            fitted_height, fitted_width = smart_resize(
-                height, width, factor=self.factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels
-            )
-        except ValueError as error:
-            raise FrameError(f"a {width}x{height} image can't be used: {error}") from error
-        # Rounding down can leave 0 on the short side of a very long image.
-        return max(fitted_height, self.factor), max(fitted_width, self.factor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from vstream_ros.errors import ConfigError, ModelFailedError
+from vstream_ros.models.checkpoint_folder import EMBEDDED
+from vstream_ros.models.frame_spec import capped_pixels
 from vstream_ros.models.qwen.qwen2_5_vl import Qwen25VideoModel
 from vstream_ros.models.qwen.qwen2_vl import Qwen2VideoModel
 from vstream_ros.models.qwen.qwen3_vl import Qwen3VideoModel
@@ -22,8 +24,6 @@ FAMILIES: dict[str, type[QwenVideoModel]] = {
     "qwen2_5_vl": Qwen25VideoModel,
     "qwen3_vl": Qwen3VideoModel,
 }
-EMBEDDED = {"vstream-tiny": Path(__file__).parent / "vstream_tiny"}
-"""Checkpoints that are part of this package, by the names that select them."""
 DeviceMap = str | dict[str, str | int] | None
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -180,9 +180,7 @@ def load_model(
         )
         model = model.to(where) if placement is None else model
         check_loaded_weights(model, loading_info, model_id)
-        # A checkpoint's processor says how large a frame may be; far more would be far from what it was trained on.
-        max_pixels = min(max_pixels, dict(processor.video_processor.size).get("longest_edge") or max_pixels)
-        min_pixels = min(min_pixels, max_pixels)
+        min_pixels, max_pixels = capped_pixels(min_pixels, max_pixels, dict(processor.video_processor.size))
         return wrap_model(
             model, processor, name=name, min_pixels=min_pixels, max_pixels=max_pixels, kv_cache=kv_cache
         )

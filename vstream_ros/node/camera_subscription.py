@@ -19,8 +19,7 @@ except ImportError:  # Humble
 
 from vstream_ros.engine import DelayedBatchInferenceEngine
 from vstream_ros.errors import FrameError
-from vstream_ros.images import decode_compressed, decode_image
-from vstream_ros.memory.clip import Verdict
+from vstream_ros.images import SensorDepth, decode_compressed, decode_image
 from vstream_ros.node.callbacks import guarded
 from vstream_ros.node.diagnostics import CameraReport
 from vstream_ros.node.messages import to_ns
@@ -56,6 +55,7 @@ class CameraSubscription:
         self._last_image_at: float | None = None
         self._last_warning_at = float("-inf")
         self._last_rejection: tuple[float, str] | None = None
+        self._depth = SensorDepth(settings.name)
         self.topic = node.resolve_topic_name(settings.topic)
         self.received = 0
         self.rejections: Counter[str] = Counter()
@@ -130,22 +130,27 @@ class CameraSubscription:
         try:
             stamp_ns = self._stamp_ns(message)
         except FrameError as error:
-            self._engine.reject(name, str(error))
+            self._engine.reject_unstamped(name, str(error))
             self._count_rejection(str(error))
             return
-        verdict = self._engine.check(name, stamp_ns)  # before anything is converted: most frames end here
-        if verdict is Verdict.BACKWARD:
-            self._count_rejection(verdict.value)  # the engine has counted it
-        if verdict in (Verdict.SKIP, Verdict.BACKWARD):
+        now_ns = self._node.get_clock().now().nanoseconds  # 0 where ROS time stands still
+        slot = self._engine.offer(stamp_ns, camera=name, now_ns=now_ns)  # before anything is converted: most end here
+        if slot.withdrawn:
+            self._count_rejection(slot.withdrawn)
+        if slot.verdict.rejected:
+            self._count_rejection(slot.reason)
+        if not slot.wanted:
             return
         decode = decode_compressed if self._settings.compressed else decode_image
         try:
-            frame = decode(message, self._engine.frame_size)
+            frame = decode(message, slot.frame_size, self._depth)
         except FrameError as error:
-            self._engine.reject(name, str(error))
+            self._engine.reject(slot, str(error))
             self._count_rejection(str(error))
             return
-        status = self._engine.add_frame(frame, camera=name, stamp_ns=stamp_ns)
+        status = self._engine.keep(slot, frame)
+        if status.verdict.rejected:
+            self._count_rejection(status.reason)
         if status.cleared:
             self._node.get_logger().warning(f"camera {name}: the memory was cleared: {status.cleared}")
 

@@ -99,6 +99,7 @@ def camera(report: CameraReport, status: EngineStatus | None, silent_timeout_s: 
                 "stream frames": f"{memory.stream_frames} of {memory.stream_capacity}",
             }
             values |= {f"cleared: {reason}": count for reason, count in memory.clears.items()}
+            values |= {"quarantine": memory.quarantine} if memory.quarantine else {}
     values |= {f"rejected: {reason}": count for reason, count in report.rejections.items()}
     level, message = _camera_state(report, silent_timeout_s)
     return Diagnostic(f"camera {report.name}", level, message, values)

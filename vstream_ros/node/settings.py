@@ -80,6 +80,7 @@ _MEMORY: dict[str, _Row] = {
     "complexity_weight": ("weight of texture in a frame's importance", 0.0, 1e9),
     "scene_threshold": ("change between frames, 0 to 1, that starts a new scene", 0.0, 1.0),
     "time_jump_threshold_s": ("seconds that stamps or the clock may go back before the memory is cleared", 0.0, 1e9),
+    "future_stamp_tolerance_s": ("seconds that a stamp may be ahead of the newest and of the clock", 0.0, 1e9),
 }
 # Applied at the next question, load or check, so that they may change at any time.
 _CHANGEABLE = {"max_new_tokens", "timeout_s"}

@@ -7,13 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vstream_ros.errors import FrameError, VStreamError
-from vstream_ros.memory.clip import Verdict
 from vstream_ros.replay.frames import Source
 
 if TYPE_CHECKING:
     from vstream_ros.engine import DelayedBatchInferenceEngine, Question
-
-WANTED = (Verdict.KEEP, Verdict.JUMP)
 
 
 @dataclass
@@ -82,16 +79,17 @@ def feed(
         if on_progress is not None:
             on_progress(fed.read, source.frame_count)
         camera = cameras[frame.topic]
-        if engine.check(camera, frame.stamp_ns) not in WANTED:
+        slot = engine.offer(frame.stamp_ns, camera=camera)
+        if not slot.wanted:
             continue
         try:
-            image = frame.rgb(engine.frame_size)
+            image = frame.rgb(slot.frame_size)
         except FrameError as error:
-            engine.reject(camera, str(error))
+            engine.reject(slot, str(error))
             fed.damaged += 1
             fed.last_fault = str(error)
             continue
-        fed.kept += engine.add_frame(image, camera=camera, stamp_ns=frame.stamp_ns).kept
+        fed.kept += engine.keep(slot, image).kept
     fed.damaged += source.skipped
     fed.last_fault = fed.last_fault or source.last_fault
     return fed

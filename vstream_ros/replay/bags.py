@@ -15,7 +15,7 @@ from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, get_typestore
 
 from vstream_ros.errors import InvalidRequestError
-from vstream_ros.images import SizeRule, decode_compressed, decode_image
+from vstream_ros.images import SensorDepth, SizeRule, decode_compressed, decode_image
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.frames import Frame, Source
 
@@ -34,8 +34,12 @@ METADATA_MAX_BYTES = 16 << 20
 class BagFrame(Frame):
     """One message of an image topic: the bytes as recorded, and the message they hold (arrays are views of them)."""
 
-    def __init__(self, topic: str, msgtype: str, receive_ns: int, cdr: bytes, message: Any) -> None:
+    def __init__(
+        self, topic: str, msgtype: str, receive_ns: int, cdr: bytes, message: Any, depth: SensorDepth | None = None
+    ) -> None:
+        """``depth``: of the topic's camera; frames that share it must be converted in their order."""
         self.topic = topic
+        self._depth = depth
         self.msgtype = msgtype
         self.receive_ns = receive_ns
         self.cdr = cdr
@@ -44,7 +48,7 @@ class BagFrame(Frame):
         self.stamp_ns = stamp.sec * NANOSECONDS + stamp.nanosec or receive_ns
 
     def rgb(self, size: SizeRule = None) -> np.ndarray:
-        return (decode_image if self.msgtype == IMAGE else decode_compressed)(self.message, size)
+        return (decode_image if self.msgtype == IMAGE else decode_compressed)(self.message, size, self._depth)
 
 
 class BagSource(Source):
@@ -72,6 +76,7 @@ class BagSource(Source):
         if self._reader is None:
             raise InvalidRequestError(f"{self.path} has been closed")
         self.skipped, self.last_fault = 0, ""
+        self._depths = {topic: SensorDepth(topic) for topic in self.topics}
         found = False
         messages = self._reader.messages(self._connections)
         while True:
@@ -107,7 +112,8 @@ class BagSource(Source):
         except SerdeError as error:
             self._count_fault(f"{connection.topic}: {error}")
             return None
-        return BagFrame(connection.topic, connection.msgtype, receive_ns, bytes(cdr), message)
+        depth = self._depths[connection.topic]
+        return BagFrame(connection.topic, connection.msgtype, receive_ns, bytes(cdr), message, depth)
 
 
 def _open_reader(path: Path) -> Reader:

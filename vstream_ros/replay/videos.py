@@ -16,6 +16,7 @@ import numpy as np
 
 from vstream_ros.errors import FrameError, InvalidRequestError
 from vstream_ros.images import SizeRule, resize_rgb
+from vstream_ros.images.conversion import only_frame_errors, target_size
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.frames import Frame, Source
 
@@ -41,6 +42,7 @@ class VideoFrame(Frame):
         self.receive_ns = receive_ns
         self._picture = picture
 
+    @only_frame_errors
     def rgb(self, size: SizeRule = None) -> np.ndarray:
         try:
             pixels: np.ndarray = self._picture.to_ndarray(format="rgb24")
@@ -49,7 +51,7 @@ class VideoFrame(Frame):
         # Phones store portrait video lying down, with the rotation beside it; PyAV before 14 does not tell it.
         quarter_turns = round(getattr(self._picture, "rotation", 0) / 90) % 4
         pixels = np.ascontiguousarray(np.rot90(pixels, quarter_turns))
-        return pixels if size is None else resize_rgb(pixels, size(*pixels.shape[:2]) if callable(size) else size)
+        return resize_rgb(pixels, target_size(size, *pixels.shape[:2]))
 
 
 class VideoSource(Source):

@@ -13,7 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vstream_ros.errors import ModelFailedError
 from vstream_ros.memory.clip import Tubelet
-from vstream_ros.models.base import FrameSpec, GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
+from vstream_ros.models.base import GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
+from vstream_ros.models.frame_spec import FrameSpec
 from vstream_ros.models.generation import run_generate
 from vstream_ros.models.kernels.attention import grouped_attention
 from vstream_ros.models.kernels.kv_cache import SPARE_TOKENS, GrowingLayer

@@ -1,0 +1,63 @@
+"""A stamp far ahead of all others: a mistake, or time that goes on?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vstream_ros.memory.clip import NANOSECONDS
+from vstream_ros.memory.held_frames import HeldState
+from vstream_ros.memory.importance import Thumbnail
+from vstream_ros.memory.sampling import Sampler
+
+CONFIRMING_FRAMES = 3
+"""So many frames in a row with such stamps are no mistake any more."""
+
+
+class FutureStamps:
+    """Refuses stamps that are ahead of a running clock, until they go on steadily. Not thread-safe; O(1).
+
+    A camera may pause for minutes: being ahead of the newest frame alone is no fault. A clock that runs tells the
+    two apart at once. Where there is none (a recording), such a frame is kept on trial, see ``Trial``.
+    """
+
+    def __init__(self, tolerance_s: float) -> None:
+        self._tolerance_ns = round(tolerance_s * NANOSECONDS)
+        self.reason = f"stamped more than {tolerance_s:g} s in the future; check the camera's clock"
+        self._in_a_row = 0
+        self._last_ns = 0
+        self._last_ahead_ns = 0
+
+    def is_far_ahead(self, stamp_ns: int, newest_ns: int | None) -> bool:
+        """Whether a stamp is ahead of the newest one by more than the tolerance."""
+        return newest_ns is not None and stamp_ns - newest_ns > self._tolerance_ns
+
+    def refuses(self, stamp_ns: int, newest_ns: int | None, now_ns: int | None) -> bool:
+        """Whether to refuse a frame: far ahead of the newest one and of the clock, and not yet for the third time.
+
+        ``now_ns``: of a clock that runs, None or 0: there is none. Stamps go on steadily where they rise and stay as
+        far ahead of the clock as they were, whatever the camera's rate.
+        """
+        if not now_ns or not self.is_far_ahead(stamp_ns, newest_ns) or stamp_ns - now_ns <= self._tolerance_ns:
+            self._in_a_row = 0
+            return False
+        ahead_ns = stamp_ns - now_ns
+        goes_on = stamp_ns > self._last_ns and abs(ahead_ns - self._last_ahead_ns) <= self._tolerance_ns
+        self._in_a_row = self._in_a_row + 1 if goes_on else 1
+        self._last_ns, self._last_ahead_ns = stamp_ns, ahead_ns
+        return self._in_a_row < CONFIRMING_FRAMES
+
+
+@dataclass
+class Trial:
+    """How a memory was before it kept a frame that is far ahead of all others.
+
+    When the next frame goes on where the others were, all is put back: the false one must not make the true ones look
+    like a jump back in time, which clears.
+    """
+
+    held: HeldState
+    sampler: Sampler
+    thumbnail: Thumbnail | None
+    frames_kept: int
+    frames_left: int = CONFIRMING_FRAMES - 1
+    """Frames that still have to go on from the one on trial until it is believed."""
