@@ -291,6 +291,7 @@ def work_of(engine: DelayedBatchInferenceEngine, clock: Clock) -> WorkAhead:
     """The engine's work ahead, on ``clock``; the test takes the steps itself."""
     engine._thread.close("the test takes the steps itself")
     engine._work_ahead = WorkAhead(engine.config, engine._cameras, engine._host, engine._board, clock)
+    engine._loads._ahead = engine._work_ahead
     return engine._work_ahead
 
 
@@ -382,7 +383,7 @@ def test_any_failure_counts_and_a_change_begins_anew(
     if change == "clear":
         engine._forget_cleared()
     else:
-        engine._use(answerer.model, engine._host.announce_load(None))
+        engine._loads.use(answerer.model, engine._host.announce_load(None))
     assert engine.status().background_state is BackgroundState.ON
     assert steps_until_pause(work) is None
     assert engine.status().valid

@@ -14,22 +14,20 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
-import torch
 
 from vstream_ros.engine.answers import Answer, DeviceMemory, EngineStatus, ModelState, Question
 from vstream_ros.engine.asking import QuestionDesk
 from vstream_ros.engine.background import WorkAhead
 from vstream_ros.engine.camera_memories import CameraMemories
-from vstream_ros.engine.device_memory import reset_peak
-from vstream_ros.engine.engine_config import EngineConfig
-from vstream_ros.engine.model_host import ModelHost, Ticket
+from vstream_ros.engine.engine_config import EngineConfig, field_names, with_overrides
+from vstream_ros.engine.model_host import ModelHost
+from vstream_ros.engine.model_loads import ModelLoads
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
 from vstream_ros.engine.status import StatusBoard
 from vstream_ros.errors import BusyError, ConfigError, FrameError, VStreamError
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig
 from vstream_ros.memory.stamps import checked_stamp_ns, stamp_ns_of_seconds
-from vstream_ros.models.base import VideoModel
-from vstream_ros.models.frame_spec import FrameSpec, frame_spec_of
+from vstream_ros.models.frame_spec import FrameSpec
 
 DEFAULT_CAMERA = "camera"
 
@@ -76,21 +74,18 @@ class DelayedBatchInferenceEngine:
         """
         if device is not None:
             overrides["device"] = device
-        self.config = _replace(config or EngineConfig(), overrides)
+        self.config = with_overrides(config or EngineConfig(), overrides)
         cameras = memory if isinstance(memory, Mapping) else {DEFAULT_CAMERA: memory or MemoryConfig()}
-        memory_overrides = {name: overrides.pop(name) for name in _fields(MemoryConfig) & overrides.keys()}
-        if unknown := overrides.keys() - _fields(EngineConfig):
+        memory_overrides = {name: overrides.pop(name) for name in field_names(MemoryConfig) & overrides.keys()}
+        if unknown := overrides.keys() - field_names(EngineConfig):
             raise ConfigError(f"unknown parameters: {', '.join(sorted(unknown))}")
 
         self._cameras = CameraMemories(
-            {name: _replace(camera, memory_overrides) for name, camera in cameras.items()},
+            {name: with_overrides(camera, memory_overrides) for name, camera in cameras.items()},
             FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels),
         )
-        if isinstance(model, str):
-            self._expect_frames_of(model)
-        self._host = ModelHost(
-            model if isinstance(model, str) else "", self.config, self._cameras.names, self._cameras.max_tubelets
-        )
+        name = model if isinstance(model, str) else ""
+        self._host = ModelHost(name, self.config, self._cameras.names, self._cameras.max_tubelets)
         self._board = StatusBoard(self.config, self._cameras, self._host)
         self._desk = QuestionDesk(
             self.config,
@@ -101,11 +96,11 @@ class DelayedBatchInferenceEngine:
             others_wait=lambda: self._thread.count_questions()[0] > 0,
         )
         self._work_ahead = WorkAhead(self.config, self._cameras, self._host, self._board)
-        if model is not None and not isinstance(model, str):
-            ticket = self._host.announce_load(None)
-            wrapped = self._host.wrap(model, processor)
-            self._host.install(wrapped, ticket)
-            self._use(wrapped, ticket)
+        self._loads = ModelLoads(self.config, self._cameras, self._host, self._board, self._work_ahead)
+        if name:
+            self._loads.expect(name)
+        elif model is not None and not isinstance(model, str):
+            self._loads.adopt(model, processor)
         self._thread = ModelThread(self._answer, self._work_ahead.step, after=after)
 
     def __enter__(self) -> DelayedBatchInferenceEngine:
@@ -132,29 +127,8 @@ class DelayedBatchInferenceEngine:
             ``close``.
         """
         ticket = self._host.announce_load(model)
-        if self._host.answerer is None:  # else there is a model that takes other frames, for now
-            self._expect_frames_of(self._host.describe()[0])
-
-        def load() -> str:
-            try:
-                return self._use(self._host.load(ticket), ticket)
-            finally:
-                self._board.publish()
-
-        return self._thread.run(load)
-
-    def _use(self, model: VideoModel, ticket: Ticket) -> str:
-        """Fit everything else to the model that was installed, and be READY; returns its name."""
-        self._cameras.use_frame_spec(model.frame_spec, f"{model.name} takes other frame sizes")
-        reset_peak({model.device, torch.device("cpu"), *model.weight_bytes_by_device})
-        self._work_ahead.resume()
-        return self._host.finish(ticket)
-
-    def _expect_frames_of(self, model: str) -> None:
-        """Keep frames at the size that a checkpoint will want, where its files are here to say it."""
-        spec = frame_spec_of(model, min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels)
-        if spec is not None:
-            self._cameras.use_frame_spec(spec, f"{model} takes other frame sizes")
+        self._loads.expect(self._host.describe()[0])
+        return self._thread.run(lambda: self._loads.load(ticket))
 
     def unload(self) -> Future[None]:
         """Free the weights and the caches in the model's thread; the frames stay. Returns at once.
@@ -162,11 +136,7 @@ class DelayedBatchInferenceEngine:
         The future carries ``CanceledError`` where a later load overtook it, so that nothing was freed.
         """
         ticket = self._host.announce_unload()
-        return self._thread.run(lambda: self._free(ticket))
-
-    def _free(self, ticket: Ticket) -> None:
-        self._host.free(ticket)
-        self._board.publish()
+        return self._thread.run(lambda: self._loads.free(ticket))
 
     # -- frames ------------------------------------------------------------------------------------------------------
 
@@ -371,14 +341,5 @@ class DelayedBatchInferenceEngine:
             a future that ends, without a result, when the weights are freed; its callbacks run in the model's thread.
         """
         ticket = self._host.announce_end()
-        self._thread.close(reason, last_job=lambda: self._free(ticket), wait_s=wait_s)
+        self._thread.close(reason, last_job=lambda: self._loads.free(ticket), wait_s=wait_s)
         return self._thread.ended
-
-
-def _fields(config: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(config)}
-
-
-def _replace(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """``config`` with those of ``overrides`` that are its fields."""
-    return dataclasses.replace(config, **{k: v for k, v in overrides.items() if k in _fields(type(config))})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vstream_ros.errors import ConfigError
 from vstream_ros.models.base import TEXT_POSITIONS
@@ -140,3 +142,13 @@ class EngineConfig:
             f"device_map must be one of {DEVICE_MAPS} or a mapping of module to device such as "
             f'{{"model.visual": "cuda:1", "": "cuda:0"}}, got {wanted!r}'
         )
+
+
+def field_names(config: type) -> set[str]:
+    """The names of a config dataclass' fields."""
+    return {field.name for field in dataclasses.fields(config)}
+
+
+def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
+    """``config`` with those of ``overrides`` that are its fields."""
+    return dataclasses.replace(config, **{k: v for k, v in overrides.items() if k in field_names(type(config))})

@@ -69,8 +69,7 @@ class SmartFrameManager:
         self._clip: Clip | None = None
         self.epoch = 0
         """How often what is held was cleared or scaled: what began under another epoch is about what is gone."""
-        self._revision = 0
-        """How often anything that is held changed."""
+        self._revision = 0  # how often anything that is held changed
         self._counters = FrameCounters()
 
     @property
