@@ -19,6 +19,7 @@ from vstream_ros.memory.importance import Embed, FrameScorer, Score
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.sampling import Sampler
 from vstream_ros.memory.store import StarStream
+from vstream_ros.text import clipped
 
 MAX_CLEAR_REASONS = 16
 """Different reasons that are counted apart; a memory that runs for ever must not collect texts."""
@@ -172,7 +173,7 @@ class SmartFrameManager:
         Not for frames that were given to ``add_frame``: it counts what it refuses.
         """
         self._rejected += 1
-        self._last_rejection = reason
+        self._last_rejection = clipped(reason)
 
     def clip(self, start_ns: int = 0, end_ns: int = 0) -> Clip:
         """What the memory holds, star then stream: in time order, without duplicates, possibly empty.

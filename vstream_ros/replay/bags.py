@@ -10,20 +10,14 @@ import numpy as np
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 from rosbags.serde import SerdeError
-from rosbags.typesys import Stores, get_typestore
 
 from vstream_ros.errors import InvalidRequestError
 from vstream_ros.images import SizeRule, decode_compressed, decode_image
+from vstream_ros.images.cdr import COMPRESSED_IMAGE, IMAGE, TYPES
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.frames import Frame, Source
 
-IMAGE = "sensor_msgs/msg/Image"
-COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE)
-
-# Both types are the same in every ROS 2 distribution, so the definitions that a bag brings along (bags from before
-# Iron bring none) are not needed, and an odd definition of an unrelated topic can't stop us.
-TYPES = get_typestore(Stores.ROS2_HUMBLE)
 
 
 class BagFrame(Frame):
