@@ -275,7 +275,12 @@ def test_texts_from_outside_are_clipped(start, planner, monkeypatch):
         message.data.frombytes(b"no picture")
         planner.publish(message, topic=f"{CAMERA_TOPIC}/compressed")
         wait_until(lambda i=i: sum(subscription.rejections.values()) > i, f"{i + 1} rejections")
-    wait_until(lambda: values(board.entry("camera front")).get("frames rejected") == "7", "all are counted")
+    board.wait("camera front", "WARN")
+
+    def all_are_counted():
+        return values(board.entry("camera front")).get("frames rejected") == "7"
+
+    wait_until(all_are_counted, "all are counted")
     assert len(serialize_message(board.arrays[-1])) < 20_000
     assert all(len(reason) <= 200 and reason.isprintable() for reason in subscription.rejections)
 
