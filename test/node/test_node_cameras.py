@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
+from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
@@ -173,6 +174,29 @@ def test_the_ros_clock_jumping_back_clears_all_cameras(start, planner):
     assert any("clock" in text and "10.0 s" in text for text in status.announcements)
 
 
+def test_the_time_jump_threshold_is_the_one_that_is_set_now(start, planner):
+    node = start(use_sim_time=True, autostart=False)
+    node.node.set_parameters([Parameter("time_jump_threshold_s", value=20.0)])
+    node.node.autostart()
+    ticks = planner.publisher("/clock", Clock)
+    wait_until(ticks.get_subscription_count, "the node listens to /clock")
+    clock = node.node.get_clock()
+
+    def tick(sec: int) -> None:
+        def arrived() -> bool:
+            ticks.publish(Clock(clock=Time(sec=sec)))
+            return clock.now().nanoseconds == sec * SECOND
+
+        wait_until(arrived, "the clock ticks")
+
+    tick(1_000)
+    tick(990)  # would count too
+    tick(960)
+    wait_until(lambda: node.node.engine.status().memory_epoch, "the memory is cleared")
+    assert node.node.engine.status().memory_epoch == 1
+    assert "30.0 s" in node.node.engine.status().announcements[-1]
+
+
 def test_a_zero_stamp_without_a_clock_is_rejected(start, planner):
     node = start(use_sim_time=True)
     planner.publish(image(0, stamp_ns=0), image(1))
@@ -219,8 +243,6 @@ def test_a_forced_reliable_subscription_reports_a_best_effort_camera(start, plan
 
 
 def test_the_reliability_can_change_at_run_time(start, planner):
-    from rclpy.parameter import Parameter
-
     node = start(qos_reliability="reliable")
     planner.publisher(qos=BEST_EFFORT)
     node.node.set_parameters([Parameter("qos_reliability", value="best_effort")])

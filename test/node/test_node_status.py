@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage
 
-from support.ros_client import BEST_EFFORT, CAMERA_TOPIC, START_NS, code_name, image, wait_until
+from support.ros_client import BEST_EFFORT, CAMERA_TOPIC, START_NS, Planner, code_name, image, wait_until
 from vstream_ros.msg import CacheStatus, VramStatus
+from vstream_ros.node import diagnostics
 
 LEVELS = {
     DiagnosticStatus.OK: "OK",
@@ -190,3 +193,105 @@ def test_entries_are_named_after_the_node(start, planner):
         "vstream: questions",
         "vstream: memory",
     }
+
+
+def test_each_entry_names_its_hardware(start, planner):
+    board = Board(planner)
+    start()
+    board.wait("model", "OK")
+    assert board.entry("camera front").hardware_id == "front"
+    assert board.entry("model").hardware_id == "cpu"
+    assert board.entry("memory").hardware_id == "cpu"
+    assert board.entry("questions").hardware_id == "none"
+
+
+def test_cameras_are_listed_while_the_node_is_unconfigured(start, planner):
+    board = Board(planner)
+    start(autostart=False, cameras=["front", "rear"])
+    entry = board.wait("camera front", "STALE", "not configured")
+    assert values(entry)["topic"] == CAMERA_TOPIC
+    board.wait("camera rear", "STALE", "unconfigured")
+    planner.transition(Transition.TRANSITION_CONFIGURE)
+    board.wait("camera front", "STALE", "not active")
+    planner.transition(Transition.TRANSITION_CLEANUP)
+    board.wait("camera front", "STALE", "not configured")
+
+
+@pytest.fixture
+def another_planner():
+    """In another participant: Fast DDS allows a topic one type in each."""
+    planner = Planner()
+    yield planner
+    planner.close()
+
+
+def test_a_camera_that_worked_and_now_publishes_another_type(start, planner, another_planner):
+    board = Board(planner)
+    start()
+    planner.publish(image(0))
+    board.wait("camera front", "OK", "images arrive")
+    planner.node.destroy_publisher(planner.publisher())
+    another_planner.publisher(CAMERA_TOPIC, CompressedImage)
+    entry = board.wait("camera front", "ERROR", "carries sensor_msgs/msg/CompressedImage")
+    assert values(entry)["publishers"] == "0"
+
+
+def test_an_incompatible_publisher_that_is_gone_is_no_error(start, planner):
+    board = Board(planner)
+    start(qos_reliability="reliable")
+    publisher = planner.publisher(qos=BEST_EFFORT)
+    board.wait("camera front", "ERROR", "qos_reliability: auto")
+    planner.node.destroy_publisher(publisher)
+    board.wait("camera front", "WARN", "no publisher")
+
+
+def test_a_blind_camera_is_an_error_and_recovers(start, planner, monkeypatch):
+    monkeypatch.setattr(diagnostics, "RECENT_S", 0.5)
+    board = Board(planner)
+    node = start()
+    planner.publish(image(0), image(1))
+    node.wait_kept(2)
+    indices = itertools.count(2)
+
+    def is_error():
+        planner.publish(image(next(indices), encoding="telepathy8"))
+        entry = board.entry("camera front")
+        return entry if entry is not None and entry.level == DiagnosticStatus.ERROR else None
+
+    entry = wait_until(is_error, "the camera is blind", 30.0)
+    assert "telepathy8" in entry.message
+    assert int(values(entry)["images rejected in a row"]) > 1
+    planner.publish(image(next(indices)))
+    board.wait("camera front", "OK")
+    assert values(board.entry("camera front"))["images rejected in a row"] == "0"
+
+
+def test_texts_from_outside_are_clipped(start, planner, monkeypatch):
+    board = Board(planner)
+    node = start(**{"front.image_transport": "compressed"})
+    subscription = node.node.cameras["front"]
+    for i in range(7):
+        message = CompressedImage(format=f"{i}\n{'x' * 1_000_000}")
+        message.header.stamp.sec = 1_700_000_000 + i
+        message.data.frombytes(b"no picture")
+        planner.publish(message, topic=f"{CAMERA_TOPIC}/compressed")
+        wait_until(lambda i=i: sum(subscription.rejections.values()) > i, f"{i + 1} rejections")
+    board.wait("camera front", "WARN")
+
+    def all_are_counted():
+        return values(board.entry("camera front")).get("frames rejected") == "7"
+
+    wait_until(all_are_counted, "all are counted")
+    assert len(serialize_message(board.arrays[-1])) < 20_000
+    assert all(len(reason) <= 200 and reason.isprintable() for reason in subscription.rejections)
+
+
+def test_lost_images_are_a_warning_that_says_what_to_do(start, planner):
+    board = Board(planner)
+    node = start()
+    planner.publish(image(0))
+    node.wait_kept(1)
+    event = type("Event", (), {"total_count": 5, "total_count_change": 5})()
+    node.executor.create_task(node.node.cameras["front"].on_message_lost, event)
+    entry = board.wait("camera front", "WARN", "images are lost")
+    assert values(entry)["images lost"] == "5"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vstream_ros.engine import BackgroundState, DeviceMemory, EngineStatus, ModelState
 from vstream_ros.memory import MemoryStatus
@@ -26,6 +28,10 @@ GOOD = CameraReport(
     rejections={},
     rejected_s_ago=None,
     last_rejection="",
+    rejecting_s=None,
+    rejected_in_a_row=0,
+    lost=0,
+    lost_s_ago=None,
 )
 MEMORY = MemoryStatus(
     camera="front",
@@ -68,21 +74,84 @@ def test_a_good_camera():
         ({"silent_s": 6.0}, Level.WARN, "no image for 6 s"),
         ({"silent_s": 6.0, "seen": False}, Level.WARN, "no image came"),
         ({"silent_s": 1.0, "seen": False}, Level.OK, "waiting"),
-        ({"incompatible_qos": "RELIABILITY"}, Level.ERROR, "qos_reliability: auto"),
+        ({"incompatible_qos": "Best effort publisher and reliable subscription"}, Level.ERROR, "qos_reliability: auto"),
+        ({"publishers": 0, "seen": False}, Level.WARN, "no publisher on /front/image_raw"),
         ({"rejected_s_ago": 2.0, "last_rejection": "step is 3"}, Level.WARN, "step is 3"),
         ({"rejected_s_ago": 60.0, "last_rejection": "step is 3"}, Level.OK, "arrive"),
+        ({"rejected_s_ago": 2.0, "last_rejection": "step is 3", "rejecting_s": 9.0}, Level.WARN, "step is 3"),
         (
-            {"foreign_types": ("sensor_msgs/msg/CompressedImage",), "seen": False},
+            {"rejected_s_ago": 2.0, "last_rejection": "step is 3", "rejecting_s": 12.0, "rejected_in_a_row": 360},
+            Level.ERROR,
+            "all 360 images of the last 12 s were rejected: step is 3",
+        ),
+        ({"rejected_s_ago": 60.0, "last_rejection": "step is 3", "rejecting_s": 80.0}, Level.OK, "arrive"),
+        (
+            {"foreign_types": ("sensor_msgs/msg/CompressedImage",), "publishers": 0, "seen": False},
             Level.ERROR,
             "front.image_transport: compressed",
         ),
-        ({"foreign_types": ("std_msgs/msg/String",), "seen": False}, Level.ERROR, "carries std_msgs/msg/String"),
+        ({"foreign_types": ("std_msgs/msg/String",), "publishers": 0}, Level.ERROR, "carries std_msgs/msg/String"),
+        ({"foreign_types": ("std_msgs/msg/String",), "publishers": 1}, Level.OK, "arrive"),
+        ({"lost": 4, "lost_s_ago": 2.0}, Level.WARN, "images are lost on their way (4 so far): the node can't keep up"),
+        ({"lost": 4, "lost_s_ago": 2.0, "reliability": "best_effort"}, Level.WARN, "fastdds_large_images.xml"),
+        ({"lost": 4, "lost_s_ago": 2.0, "silent_s": 6.0, "seen": False}, Level.WARN, "images are lost"),
+        ({"lost": 4, "lost_s_ago": 2.0, "rejected_s_ago": 2.0, "last_rejection": "step is 3"}, Level.WARN, "step is 3"),
+        ({"lost": 4, "lost_s_ago": 60.0}, Level.OK, "arrive"),
     ],
 )
 def test_a_cameras_faults(changes, level, says):
     entry = camera(**changes)
     assert entry.level is level
     assert says in entry.message
+
+
+SECONDS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
+REPORTS = st.builds(
+    CameraReport,
+    name=st.text(),
+    topic=st.text(),
+    msg_type=st.text(),
+    active=st.booleans(),
+    reliability=st.text(),
+    publishers=st.integers(0),
+    foreign_types=st.lists(st.text()).map(tuple),
+    incompatible_qos=st.text(),
+    received=st.integers(0),
+    silent_s=st.floats(allow_nan=True, allow_infinity=True),
+    seen=st.booleans(),
+    rejections=st.dictionaries(st.text(), st.integers(0)),
+    rejected_s_ago=SECONDS,
+    last_rejection=st.text(),
+    rejecting_s=SECONDS,
+    rejected_in_a_row=st.integers(0),
+    lost=st.integers(0),
+    lost_s_ago=SECONDS,
+)
+
+
+@given(REPORTS, st.floats(0.0, 1e9))
+def test_any_state_of_a_camera_has_an_entry(report, silent_timeout_s):
+    for status in (None, READY):
+        entry = diagnostics.camera(report, status, silent_timeout_s)
+        assert entry.message
+        assert entry.hardware_id == report.name
+        assert (entry.level is Level.STALE) == (not report.active)
+
+
+def test_an_unconfigured_camera_is_stale():
+    entry = diagnostics.unconfigured_camera("front", "/front/image_raw", "unconfigured")
+    assert entry.level is Level.STALE
+    assert "the node is unconfigured" in entry.message
+    assert entry.values == {"topic": "/front/image_raw"}
+
+
+def test_a_long_error_of_the_model_keeps_its_beginning_and_what_to_do():
+    status = replace(READY, model_state=ModelState.FAILED, model_error="no such folder" + "x" * 1_000_000)
+    entry = diagnostics.model(status, "active", "cuda:0")
+    assert entry.message.startswith("no such folder")
+    assert entry.message.endswith("call ~/reload_model when that is mended")
+    assert len(entry.message) < 1_000
+    assert entry.hardware_id == "cuda:0"
 
 
 def test_rejections_are_listed_by_reason():

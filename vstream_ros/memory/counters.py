@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vstream_ros.text import clipped
+
 MAX_CLEAR_REASONS = 16
 """Different reasons that are counted apart; a memory that runs for ever must not collect texts."""
 OTHER_REASONS = "other"
@@ -22,7 +24,7 @@ class FrameCounters:
     def reject(self, reason: str, frames: int = 1) -> None:
         """Count frames that were dropped for a fault."""
         self.rejected += frames
-        self.last_rejection = reason
+        self.last_rejection = clipped(reason)
 
     def withdraw(self, frames: int, reason: str) -> None:
         """Count frames that were kept as rejected after all."""

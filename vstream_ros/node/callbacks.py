@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.task import Future
 
 
-def guarded(node: Node, what: str, callback: Callable[..., Any]) -> Callable[..., Any]:
+def never_raising(node: Node, what: str, callback: Callable[..., Any]) -> Callable[..., Any]:
     """``callback``, but what it raises goes to the log: an exception in a callback ends ``spin()``, and with it the
     node. Returns None then."""
 

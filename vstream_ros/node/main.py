@@ -92,7 +92,7 @@ class _SignalWatch:
 def _spin(node: Any, executor: Any, finished: Any, period_s: float | None = None) -> None:
     """Like ``executor.spin()`` until ``finished()``, but a robot's node does not die of what it is sent.
 
-    Our own callbacks are guarded; rclpy's (parameter services, the action's protocol) raise here, for example where
+    Our own callbacks never raise; rclpy's (parameter services, the action's protocol) raise here, for example where
     a client has gone before its answer is sent. ``period_s``: how often to look without anything happening.
     """
     from rclpy.executors import ExternalShutdownException

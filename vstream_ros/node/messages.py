@@ -95,6 +95,7 @@ class CameraCounts:
 
     topic: str
     received: int
+    lost: int
 
 
 def cache_status(status: EngineStatus | None, counts: Mapping[str, CameraCounts], stamp: Time) -> CacheStatus:
@@ -115,6 +116,7 @@ def cache_status(status: EngineStatus | None, counts: Mapping[str, CameraCounts]
         if camera.camera in counts:
             entry.topic = counts[camera.camera].topic
             entry.frames_received = counts[camera.camera].received
+            entry.frames_lost = counts[camera.camera].lost
         message.cameras.append(entry)
     return message
 

@@ -17,7 +17,7 @@ from std_srvs.srv import Trigger
 
 from vstream_ros.engine import DelayedBatchInferenceEngine
 from vstream_ros.errors import CanceledError, ConfigError, NotReadyError, VStreamError
-from vstream_ros.node.callbacks import RosLogHandler, guarded, in_executor
+from vstream_ros.node.callbacks import RosLogHandler, in_executor, never_raising
 from vstream_ros.node.camera_subscription import CameraSubscription
 from vstream_ros.node.parameters import Parameters
 from vstream_ros.node.question_server import QuestionServer
@@ -59,8 +59,8 @@ class QaNode(LifecycleNode):
         self.create_service(Trigger, "~/reload_model", self._on_reload_model, callback_group=ReentrantCallbackGroup())
         # Kept: a jump handle that is thrown away crashes the process at the jump.
         self._jump_handle = self.get_clock().create_jump_callback(
-            JumpThreshold(min_forward=None, min_backward=self._jump_threshold(), on_clock_change=False),
-            post_callback=guarded(self, "the time jump callback", self._on_time_jump),
+            JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False),
+            post_callback=never_raising(self, "the time jump callback", self._on_time_jump),
         )
 
     @property
@@ -257,10 +257,9 @@ class QaNode(LifecycleNode):
 
     # -- time --------------------------------------------------------------------------------------------------------
 
-    def _jump_threshold(self) -> Duration:
-        seconds = max(config.time_jump_threshold_s for config in self.settings.memory.values())
-        return Duration(nanoseconds=-round(seconds * 1e9))
-
     def _on_time_jump(self, jump: TimeJump) -> None:
-        if self._engine is not None:
-            self._engine.clear(f"the ROS clock jumped back by {-jump.delta.nanoseconds / 1e9:.1f} s")
+        """Called for every step back, however small: the threshold may change while the node is unconfigured."""
+        seconds = -jump.delta.nanoseconds / 1e9
+        threshold_s = max(config.time_jump_threshold_s for config in self.settings.memory.values())
+        if self._engine is not None and seconds >= threshold_s:
+            self._engine.clear(f"the ROS clock jumped back by {seconds:.1f} s")

@@ -8,13 +8,13 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
-from vstream_ros.engine import DelayedBatchInferenceEngine
+from vstream_ros.engine import DelayedBatchInferenceEngine, DeviceMemory, EngineStatus
 from vstream_ros.msg import CacheStatus, VramStatus
 from vstream_ros.node import diagnostics
-from vstream_ros.node.callbacks import guarded
+from vstream_ros.node.callbacks import never_raising
 from vstream_ros.node.camera_subscription import CameraSubscription
 from vstream_ros.node.messages import CameraCounts, cache_status, vram_statuses
-from vstream_ros.node.settings import Settings
+from vstream_ros.node.settings import CameraSettings, Settings
 
 PERIOD_S = 1.0
 
@@ -47,7 +47,7 @@ class StatusPublisher:
         # A timer on ROS time stands still where use_sim_time is set and nobody publishes /clock.
         self._timer = node.create_timer(
             PERIOD_S,
-            guarded(node, "publishing the status", self._publish),
+            never_raising(node, "publishing the status", self._publish),
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
 
@@ -58,19 +58,31 @@ class StatusPublisher:
         engine = self._engine()
         status = engine.status() if engine is not None else None
         devices = engine.device_memory() if engine is not None else []
-        counts = {name: CameraCounts(camera.topic, camera.received) for name, camera in self._cameras.items()}
+        counts = {
+            name: CameraCounts(camera.topic, camera.received, camera.lost) for name, camera in self._cameras.items()
+        }
         self._cache.publish(cache_status(status, counts, stamp))
         for message in vram_statuses(devices, stamp):
             self._vram.publish(message)
-        settings = self._settings()
-        entries = [
-            diagnostics.model(status, self._lifecycle()),
-            *(
-                diagnostics.camera(camera.report(), status, settings.silent_camera_timeout_s)
-                for camera in self._cameras.values()
-            ),
+        entries = self._entries(status, devices)
+        name = self._node.get_fully_qualified_name().lstrip("/")
+        self._diagnostics.publish(diagnostics.to_array(entries, name, stamp))
+
+    def _entries(self, status: EngineStatus | None, devices: list[DeviceMemory]) -> list[diagnostics.Diagnostic]:
+        settings, lifecycle = self._settings(), self._lifecycle()
+        device = devices[0].device if devices else diagnostics.NO_HARDWARE
+        return [
+            diagnostics.model(status, lifecycle, device),
+            *(self._camera(camera, status, settings.silent_camera_timeout_s) for camera in settings.cameras),
             diagnostics.questions(status, settings.engine.max_queued_questions),
             diagnostics.memory(status, devices),
         ]
-        name = self._node.get_fully_qualified_name().lstrip("/")
-        self._diagnostics.publish(diagnostics.to_array(entries, name, stamp))
+
+    def _camera(
+        self, settings: CameraSettings, status: EngineStatus | None, silent_timeout_s: float
+    ) -> diagnostics.Diagnostic:
+        camera = self._cameras.get(settings.name)
+        if camera is None:
+            topic = self._node.resolve_topic_name(settings.topic)
+            return diagnostics.unconfigured_camera(settings.name, topic, self._lifecycle())
+        return diagnostics.camera(camera.report(), status, silent_timeout_s)

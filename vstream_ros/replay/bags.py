@@ -12,20 +12,14 @@ import numpy as np
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 from rosbags.serde import SerdeError
-from rosbags.typesys import Stores, get_typestore
 
 from vstream_ros.errors import InvalidRequestError
 from vstream_ros.images import SensorDepth, SizeRule, decode_compressed, decode_image
+from vstream_ros.images.cdr import COMPRESSED_IMAGE, IMAGE, TYPES
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.frames import Frame, Source
 
-IMAGE = "sensor_msgs/msg/Image"
-COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 IMAGE_TYPES = (IMAGE, COMPRESSED_IMAGE)
-
-# Both types are the same in every ROS 2 distribution, so the definitions that a bag brings along (bags from before
-# Iron bring none) are not needed, and an odd definition of an unrelated topic can't stop us.
-TYPES = get_typestore(Stores.ROS2_HUMBLE)
 
 METADATA_MAX_BYTES = 16 << 20
 """A bag of ten thousand files has 4 MB. YAML takes a hundred times its size in memory, and minutes for a gigabyte."""
