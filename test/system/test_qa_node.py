@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from ament_index_python.packages import get_package_prefix
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 
@@ -150,3 +151,42 @@ def test_a_bad_start_value_is_one_line_and_exit_1(launch):
     node = launch(star_memory_size=7)
     assert node.process.wait(TIMEOUT_S) == 1
     assert node.log == "qa_node: star_memory_size must be an even number of frames >= 2, got 7\n"
+
+
+def call(*words):
+    """The executable with these arguments, which must end by itself. Its output, stdout before stderr."""
+    executable = Path(get_package_prefix("vstream_ros")) / "lib" / "vstream_ros" / "qa_node"
+    done = subprocess.run([str(executable), *map(str, words)], capture_output=True, text=True, timeout=TIMEOUT_S)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_help_says_what_it_is_and_starts_nothing():
+    code, out, err = call("--help")
+    assert (code, err) == (0, "")
+    assert "--params-file" in out
+    path = next(word for word in out.split() if word.endswith("qa.yaml"))
+    assert "ros__parameters" in Path(path).read_text()
+
+
+@pytest.mark.parametrize("word", ["--frobnicate", "model:=/models/mine", "extra"])
+def test_an_unknown_argument_is_one_line_and_exit_2(word):
+    assert call(word, "--ros-args", "-p", "device:=cpu") == (
+        2, "", f"qa_node: unknown argument {word}; parameters follow --ros-args, see qa_node --help\n"
+    )
+
+
+def test_a_parameter_file_that_says_nothing_is_one_line_and_exit_1(tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("other_node:\n  ros__parameters:\n    model: x\n")
+    for path, says in (("/nope.yaml", "No such file"), (other, "says nothing to the node vstream")):
+        code, out, err = call("--ros-args", "--params-file", path)
+        assert (code, out) == (1, "")
+        assert err.count("\n") == 1
+        assert err.startswith(f"qa_node: the parameter file {path}")
+        assert says in err
+
+
+def test_an_unknown_ros_argument_is_named():
+    code, _, err = call("--ros-args", "--nonsense")
+    assert code == 1
+    assert "unknown ROS arguments ['--nonsense']" in err

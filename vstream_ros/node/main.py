@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -12,6 +13,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from vstream_ros.errors import ConfigError
+from vstream_ros.ros_arguments import MAIN_FILE, check_parameter_files, split_arguments
+
 EXIT_DEADLINE_S = 3.5
 """From the signal on. A model that is being loaded can't be interrupted, and is not waited for any longer."""
 DRAIN_S = 1.5
@@ -21,23 +25,32 @@ DRAIN_S = 1.5
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM. ``argv`` as in ``sys.argv``. In the main thread of a process of its own.
 
-    Ends the process with 0 after a signal; returns 1, with one line on stderr, where it can't start.
+    Ends the process with 0 after a signal; returns 1, with one line on stderr, where it can't start, and 2 where it was
+    called with an argument that it doesn't know.
     """
+    argv = list(sys.argv if argv is None else argv)
+    own, ros = split_arguments(argv[1:])
+    _, unknown = build_parser().parse_known_args(own)
+    if unknown:
+        sys.stderr.write(f"qa_node: unknown argument {unknown[0]}; parameters follow --ros-args, see qa_node --help\n")
+        return 2
     stop = _SignalWatch()  # before the imports, which take seconds: Ctrl-C then is no traceback either
 
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    from vstream_ros.errors import ConfigError
     from vstream_ros.node.qa_node import QaNode
 
     try:
+        check_parameter_files(ros)
         # Without rclpy's handlers, so that the questions in flight are answered before the context goes.
-        rclpy.init(args=list(sys.argv if argv is None else argv), signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
         node = QaNode()
     except (ConfigError, RuntimeError, ValueError) as error:  # ours, and what rcl says of wrong ROS arguments
         text = re.sub(r", at \S+:\d+", "", " ".join(str(error).split()))  # rcl names its own source lines
+        if type(error).__name__ == "UnknownROSArgsError":  # rclpy gives the list of them and no sentence
+            text = f"unknown ROS arguments {text}"
         sys.stderr.write(f"qa_node: {text}\n")
         rclpy.try_shutdown()
         return 1
@@ -60,6 +73,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the arguments that are not ROS's own: there are none but --help."""
+    return argparse.ArgumentParser(
+        prog="qa_node",
+        description="Watch cameras, remember what mattered, and answer questions about it: the node `vstream`.",
+        usage="qa_node [-h] [--ros-args -p NAME:=VALUE ... --params-file FILE ... -r FROM:=TO ...]",
+        epilog=f"Parameters, each with its meaning and default: {_main_file()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _main_file() -> str:
+    from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+
+    try:
+        return os.path.join(get_package_share_directory("vstream_ros"), "config", MAIN_FILE)
+    except PackageNotFoundError:
+        return f"config/{MAIN_FILE} of vstream_ros"
 
 
 class _SignalWatch:

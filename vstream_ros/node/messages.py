@@ -36,22 +36,27 @@ def to_question(request: Any, *, max_new_tokens: int, timeout_s: float) -> Quest
 
     Raises ``InvalidRequestError`` for what no engine could make sense of.
     """
-    timeout_ns = to_ns(request.timeout)
-    if timeout_ns < 0:
-        raise InvalidRequestError(
-            f"timeout must be >= 0 s (0: the parameter timeout_s), got {timeout_ns / NANOSECONDS}"
-        )
+    timeout_ns = _checked_ns("timeout", request.timeout, zero="the parameter timeout_s")
     return Question(
         text=request.question,
         cameras=tuple(request.cameras),
-        start_ns=to_ns(request.start_time),
-        end_ns=to_ns(request.end_time),
+        start_ns=_checked_ns("start_time", request.start_time, zero="unbounded"),
+        end_ns=_checked_ns("end_time", request.end_time, zero="unbounded"),
         choices=tuple(request.choices),
         max_new_tokens=int(request.max_new_tokens) or max_new_tokens,
         temperature=float(request.temperature),
         seed=int(request.seed),
         timeout_s=timeout_ns / NANOSECONDS or timeout_s,
     )
+
+
+def _checked_ns(name: str, value: Time | Duration, zero: str) -> int:
+    if not (value.sec >= 0 and value.nanosec < NANOSECONDS):
+        raise InvalidRequestError(
+            f"{name} must be >= 0 s (0: {zero}) with nanosec below {NANOSECONDS}, got sec {value.sec}, nanosec "
+            f"{value.nanosec}"
+        )
+    return to_ns(value)
 
 
 def fill_answer(response: Any, answer: Answer) -> None:

@@ -51,7 +51,7 @@ class QaNode(LifecycleNode):
         self._log_handler = RosLogHandler(self)
         logging.getLogger(LIBRARY_LOGGER).addHandler(self._log_handler)
         logging.getLogger(LIBRARY_LOGGER).setLevel(logging.INFO)
-        self._questions = QuestionServer(self, self._engine_to_ask, lambda: self.settings.engine)
+        self._questions = QuestionServer(self, self._engine_to_ask, lambda: self.settings)
         self._status = StatusPublisher(
             self, lambda: self.settings, lambda: self._engine, self._cameras, self._lifecycle_label
         )

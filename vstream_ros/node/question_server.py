@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from rclpy.action import ActionServer, CancelResponse
+from rclpy.action import CancelResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
 
 from vstream_ros.action import AskVideo as AskVideoAction
-from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, PendingAnswer, Question
-from vstream_ros.errors import CanceledError, NotReadyError, VStreamError
+from vstream_ros.engine import DelayedBatchInferenceEngine, PendingAnswer, Question
+from vstream_ros.errors import BusyError, CanceledError, NotReadyError, VStreamError
 from vstream_ros.node.callbacks import in_executor
 from vstream_ros.node.messages import fill_answer, fill_error, ros_text, to_question
+from vstream_ros.node.question_service import QuestionActionServer, QuestionService
+from vstream_ros.node.settings import Settings
 from vstream_ros.srv import AskVideo
 
-SERVICE_DEPTH = 100
-"""Requests that wait for the executor. With the default of 10 most of 50 simultaneous calls vanish without a trace."""
 RESULT_TIMEOUT_S = 60
 """How long an action's result can be fetched after its end."""
 FEEDBACK_PERIOD_S = 0.1
+LOG_PERIOD_S = 5.0
 
 
 class QuestionServer:
@@ -34,65 +36,64 @@ class QuestionServer:
         self,
         node: Node,
         engine: Callable[[], DelayedBatchInferenceEngine],
-        defaults: Callable[[], EngineConfig],
+        settings: Callable[[], Settings],
     ) -> None:
         """
         Args:
             engine: the engine that may be asked now; raises ``NotReadyError`` with a sentence where there is none.
-            defaults: the current values of what a request may leave out.
+            settings: the current parameters: what a request may leave out, and what one client may ask for.
         """
         self._node = node
         self._engine = engine
-        self._defaults = defaults
+        self._settings = settings
         self._pending: dict[bytes, PendingAnswer] = {}
         """Questions of running goals, by goal id."""
-        self.open = 0
-        """Questions that were taken and not yet answered."""
-        group = ReentrantCallbackGroup()  # several questions wait at a time
-        depth = QoSProfile(depth=SERVICE_DEPTH)
-        self._service = node.create_service(
-            AskVideo, "~/ask", self._on_request, qos_profile=depth, callback_group=group
-        )
-        self._action = ActionServer(
+        self._open = 0
+        self._open_of: Counter[bytes] = Counter()
+        """Open questions by client, where it is known."""
+        self._service = QuestionService(node, "~/ask", self._on_request)
+        self._action = QuestionActionServer(
             node,
             AskVideoAction,
             "~/ask",
             self._on_goal,
-            callback_group=group,
+            callback_group=ReentrantCallbackGroup(),  # several questions wait at a time
             cancel_callback=self._on_cancel,
-            goal_service_qos_profile=depth,
-            result_service_qos_profile=depth,
-            cancel_service_qos_profile=depth,
             result_timeout=RESULT_TIMEOUT_S,
         )
 
+    @property
+    def open(self) -> int:
+        """Questions that were taken and not yet answered."""
+        return self._open + self._service.waiting_replies
+
     def destroy(self) -> None:
-        """Part with the action's handles while the node still exists."""
+        """Part with the handles of service and action while the node still exists."""
+        self._service.destroy()
         self._action.destroy()
 
-    async def _on_request(self, request: Any, response: Any) -> Any:
-        self.open += 1
+    async def _on_request(self, request: AskVideo.Request, client: bytes | None) -> AskVideo.Response:
+        response = AskVideo.Response()
         try:
-            pending = self._submit(request)
-            await in_executor(self._node, pending.future)
-            fill_answer(response, pending.future.result())
+            with self._place_for(client):
+                pending = self._submit(request)
+                await in_executor(self._node, pending.future)
+                fill_answer(response, pending.future.result())
         except Exception as error:  # noqa: BLE001
             self._fail(response, error)
-        finally:
-            self.open -= 1
         return response
 
     async def _on_goal(self, goal: ServerGoalHandle) -> Any:
         result = AskVideoAction.Result()
         key = bytes(goal.goal_id.uuid)
-        self.open += 1
         try:
-            if goal.is_cancel_requested:
-                raise CanceledError("the goal was canceled before it began")
-            pending = self._submit(goal.request, on_text=_Feedback(goal))
-            self._pending[key] = pending
-            await in_executor(self._node, pending.future)
-            fill_answer(result, pending.future.result())
+            with self._place_for(self._action.take_client(goal)):
+                if goal.is_cancel_requested:
+                    raise CanceledError("the goal was canceled before it began")
+                pending = self._submit(goal.request, on_text=_Feedback(goal))
+                self._pending[key] = pending
+                await in_executor(self._node, pending.future)
+                fill_answer(result, pending.future.result())
             goal.succeed()
         except Exception as error:  # noqa: BLE001
             self._fail(result, error)
@@ -102,7 +103,6 @@ class QuestionServer:
                 goal.abort()
         finally:
             self._pending.pop(key, None)
-            self.open -= 1
         return result
 
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
@@ -111,8 +111,28 @@ class QuestionServer:
             pending.cancel("the goal was canceled")
         return CancelResponse.ACCEPT
 
+    @contextmanager
+    def _place_for(self, client: bytes | None) -> Iterator[None]:
+        """One open question of this client; raises ``BusyError`` where it has its share of them already."""
+        share = self._settings().max_questions_per_client
+        if client is not None and 0 < share <= self._open_of[client]:
+            raise BusyError(
+                f"{share} questions of this client are open already; wait for an answer before the next one, or raise "
+                "max_questions_per_client"
+            )
+        self._open += 1
+        self._open_of.update([client] if client is not None else ())
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if client is not None:
+                self._open_of[client] -= 1
+                if not self._open_of[client]:
+                    del self._open_of[client]
+
     def _submit(self, request: Any, on_text: Callable[[str, int], None] | None = None) -> PendingAnswer:
-        defaults = self._defaults()
+        defaults = self._settings().engine
         question: Question = to_question(request, max_new_tokens=defaults.max_new_tokens, timeout_s=defaults.timeout_s)
         return self._engine().submit(question, on_text=on_text)
 
@@ -120,7 +140,9 @@ class QuestionServer:
         fill_error(response, error)
         if not isinstance(error, VStreamError):
             self._node.get_logger().error(f"a question failed unexpectedly:\n{traceback.format_exc()}")
-        elif not isinstance(error, NotReadyError):  # a planner that retries would fill the log
+        elif isinstance(error, BusyError):  # a crowd would fill the log
+            self._node.get_logger().warning(f"questions are told BUSY: {error}", throttle_duration_sec=LOG_PERIOD_S)
+        elif not isinstance(error, NotReadyError):  # and so would a planner that retries
             self._node.get_logger().warning(f"a question ended with {error.code}: {error}")
 
 

@@ -108,6 +108,9 @@ def global_specs() -> list[Spec]:
         *_config_specs(MemoryConfig, _MEMORY),
         Spec("qos_reliability", "auto", f"of the image subscriptions: {', '.join(RELIABILITIES)}", fixed="never"),
         Spec("silent_camera_timeout_s", 5.0, "seconds without an image until diagnostics warn", 0.0, 1e9, "never"),
+        Spec(
+            "max_questions_per_client", 16, "open questions of one client at most; 0: no bound", 0, INT_MAX, "never"
+        ),
     ]
 
 
@@ -158,6 +161,7 @@ class Settings:
     memory: dict[str, MemoryConfig]
     qos_reliability: str
     silent_camera_timeout_s: float
+    max_questions_per_client: int
 
 
 def build_settings(values: Mapping[str, Any]) -> Settings:
@@ -180,6 +184,7 @@ def build_settings(values: Mapping[str, Any]) -> Settings:
         memory={name: _camera_memory(name, memory, checked) for name in cameras},
         qos_reliability=checked["qos_reliability"],
         silent_camera_timeout_s=checked["silent_camera_timeout_s"],
+        max_questions_per_client=checked["max_questions_per_client"],
     )
 
 

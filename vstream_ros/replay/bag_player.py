@@ -31,6 +31,7 @@ from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, BagSource
 from vstream_ros.replay.playback import Pacer, Prefetcher, ScheduledFrame, restamped
 from vstream_ros.replay.sources import is_bag, open_source
 from vstream_ros.replay.terminal import frame_progress
+from vstream_ros.ros_arguments import split_arguments
 
 MESSAGE_CLASSES = {IMAGE: Image, COMPRESSED_IMAGE: CompressedImage}
 CLOCK_PERIOD_S = 0.005
@@ -204,24 +205,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--restamp", action="store_true", help="header stamps of now; by default the bag's are kept")
     return parser
-
-
-def split_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part our own arguments from those between ``--ros-args`` and ``--`` or the end, which are ROS's.
-
-    rclpy's ``remove_ros_args`` would also take a ``FROM:=TO`` of ours, for the sake of a syntax of ROS 1.
-    """
-    own: list[str] = []
-    ros: list[str] = []
-    current = own
-    for word in words:
-        if word == "--ros-args":
-            current = ros
-        if current is own or word != "--":
-            current.append(word)
-        else:
-            current = own
-    return own, ros
 
 
 def main(argv: Sequence[str] | None = None) -> int:
