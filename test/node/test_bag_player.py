@@ -244,8 +244,8 @@ def test_a_best_effort_player_offers_best_effort(tmp_path, listener, play):
 
 def test_it_waits_for_the_subscription_before_the_first_frame(tmp_path, listener, play):
     process = play(_write_bag(tmp_path / "bag", 5))
+    assert process.stderr.readline() == f"waiting for a subscription on {TOPIC}\n"
     listener.wait_for_player()
-    time.sleep(0.5)  # the whole bag takes 0.1 s
     images = listener.hear(Image, TOPIC)
     _finish(process)
     _wait_for(lambda: len(images) >= 5)

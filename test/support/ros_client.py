@@ -127,6 +127,12 @@ class Planner:
         self.node.create_subscription(msg_type, topic, heard.append, 100)
         return heard
 
+    def close_subscriptions(self) -> None:
+        """Hear nothing any more."""
+        for subscription in list(self.node.subscriptions):
+            self._executor.create_task(self.node.destroy_subscription, subscription)
+        self._executor.wake()
+
     # -- services --
 
     def client(self, srv_type: type, name: str) -> Any:

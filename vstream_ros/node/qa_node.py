@@ -19,6 +19,7 @@ from vstream_ros.engine import DelayedBatchInferenceEngine
 from vstream_ros.errors import CanceledError, ConfigError, NotReadyError, VStreamError
 from vstream_ros.node.callbacks import RosLogHandler, in_executor, never_raising
 from vstream_ros.node.camera_subscription import CameraSubscription
+from vstream_ros.node.image_progress import ImageProgress
 from vstream_ros.node.parameters import Parameters
 from vstream_ros.node.question_server import QuestionServer
 from vstream_ros.node.settings import Settings
@@ -55,6 +56,7 @@ class QaNode(LifecycleNode):
         self._status = StatusPublisher(
             self, lambda: self.settings, lambda: self._engine, self._cameras, self._lifecycle_label
         )
+        self._progress = ImageProgress(self, self._cameras)
         self.create_service(Trigger, "~/clear_memory", self._on_clear_memory)
         self.create_service(Trigger, "~/reload_model", self._on_reload_model, callback_group=ReentrantCallbackGroup())
         # Kept: a jump handle that is thrown away crashes the process at the jump.

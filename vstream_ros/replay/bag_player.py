@@ -16,6 +16,7 @@ from pathlib import Path
 
 import rclpy
 from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
@@ -28,7 +29,9 @@ from sensor_msgs.msg import CompressedImage, Image
 from vstream_ros.errors import ConfigError, InvalidRequestError, VStreamError
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, BagSource
+from vstream_ros.replay.flow_control import FlowControl
 from vstream_ros.replay.playback import Pacer, Prefetcher, ScheduledFrame, restamped
+from vstream_ros.replay.played_node import PlayedNode
 from vstream_ros.replay.sources import is_bag, open_source
 from vstream_ros.replay.terminal import frame_progress
 from vstream_ros.ros_arguments import split_arguments
@@ -54,12 +57,18 @@ class PlayerOptions:
     wait_subscribers_s: float = 5.0
     """How long to wait at most for a subscription on every topic; 0: not at all."""
     restamp: bool = False
+    node: str = "/vstream"
+    """The node that is played to: nothing is lost on the way to it, however fast it is played."""
+    wait_ready_s: float = 0.0
+    """How long to wait at most until that node's model is loaded; 0: not at all."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.rate <= 1000.0:
             raise ConfigError(f"--rate must be in (0, 1000], got {self.rate}")
         if not 0.0 <= self.wait_subscribers_s < float("inf"):
             raise ConfigError(f"--wait-subscribers must be >= 0 seconds, got {self.wait_subscribers_s}")
+        if not 0.0 <= self.wait_ready_s < float("inf"):
+            raise ConfigError(f"--wait-ready must be >= 0 seconds, got {self.wait_ready_s}")
 
 
 class BagPlayer:
@@ -68,7 +77,7 @@ class BagPlayer:
     def __init__(self, node: Node, source: BagSource, options: PlayerOptions, stop: threading.Event) -> None:
         self._node = node
         self._source = source
-        self._options = options
+        self.options = options
         self._stop = stop
         self._pacer = Pacer(options.rate, stop)
         reliability = QoSReliabilityPolicy.RELIABLE if options.reliable else QoSReliabilityPolicy.BEST_EFFORT
@@ -79,32 +88,58 @@ class BagPlayer:
         }
         self.topics = [publisher.topic_name for publisher in self._publishers.values()]
         """The names the topics are published under, after remapping."""
+        self._flow = FlowControl(stop)
+        self._played_node = PlayedNode(node, options.node, self._flow, stop, progress=options.reliable)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(node)
+        self._executor_thread = threading.Thread(target=self._spin, name="player-executor", daemon=True)
+        self._executor_thread.start()
         self._clock = _ClockPublisher(node, self._pacer) if options.clock else None
         self.published = 0
         self.skipped = 0
+        self.lost = 0
+        """Messages that the node did not take within a long time."""
         self.worst_delay_s = 0.0
         """How late the latest message went out."""
 
+    def missing_subscribers(self) -> list[str]:
+        """The topics without a subscription."""
+        return [p.topic_name for p in self._publishers.values() if p.get_subscription_count() == 0]
+
     def wait_for_subscribers(self) -> list[str]:
         """Wait until each topic has a subscription, and return the topics that got none in time."""
-        deadline = time.monotonic() + self._options.wait_subscribers_s
-        while True:
-            missing = [p.topic_name for p in self._publishers.values() if p.get_subscription_count() == 0]
-            if not missing or time.monotonic() >= deadline:
-                break
+        deadline = time.monotonic() + self.options.wait_subscribers_s
+        while (missing := self.missing_subscribers()) and time.monotonic() < deadline:
             if self._stop.wait(0.02):
                 return missing
-        if len(missing) < len(self._publishers) and self._options.wait_subscribers_s > 0.0:
+        if len(missing) < len(self._publishers) and self.options.wait_subscribers_s > 0.0:
             self._stop.wait(SETTLE_S)
         return missing
+
+    def wait_for_model(self) -> str:
+        """Wait until the node's model is loaded. Returns what is wrong, empty where nothing is."""
+        return self._played_node.wait_for_model(self.options.wait_ready_s)
+
+    def close(self) -> None:
+        """End the executor's thread."""
+        self._executor.shutdown()
+        self._executor_thread.join()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except ExternalShutdownException:
+            return
 
     def play(self, progress: Progress | None = None) -> None:
         """Publish every frame when it is due. Raises ``InvalidRequestError`` when the bag breaks off."""
         task = None
         if progress is not None:
-            total = None if self._options.loop else self._source.frame_count or None
+            total = None if self.options.loop else self._source.frame_count or None
             task = progress.add_task(", ".join(self.topics), total=total)
-        frames = Prefetcher(self._source, loop=self._options.loop)
+        frames = Prefetcher(self._source, loop=self.options.loop)
+        if self.options.reliable:  # a camera that offers best effort does not wait for anybody either
+            self._played_node.wait_for_progress()
         try:
             for item in frames:
                 if self.published == 0:
@@ -118,19 +153,22 @@ class BagPlayer:
         finally:
             frames.close()
             self.skipped = frames.skipped
+            self.lost = self._flow.lost
             if self._clock is not None:
                 self._clock.close()
 
     def _publish(self, item: ScheduledFrame) -> None:
         frame = item.frame
+        publisher = self._publishers[frame.topic]
+        self._flow.send(publisher.topic_name)
         if self._clock is not None:
             self._clock.reach(item)
         data = frame.cdr
-        if self._options.restamp:
+        if self.options.restamp:
             data = restamped(data, self._node.get_clock().now().nanoseconds)
-        self._publishers[frame.topic].publish(data)
+        publisher.publish(data)
         self.published += 1
-        delay_ns = (self._pacer.elapsed_ns() - item.due_ns) / self._options.rate
+        delay_ns = (self._pacer.elapsed_ns() - item.due_ns) / self.options.rate
         self.worst_delay_s = max(self.worst_delay_s, delay_ns / NANOSECONDS)
 
     def _flush(self) -> None:
@@ -138,6 +176,7 @@ class BagPlayer:
 
         Fast DDS asks for acknowledgements every three seconds, so that this takes as long even when nothing is missing.
         """
+        self._flow.drain()
         deadline = time.monotonic() + FLUSH_TIMEOUT_S
         for publisher in self._publishers.values():
             while time.monotonic() < deadline and not self._stop.is_set():
@@ -203,6 +242,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--wait-subscribers", type=float, metavar="SECONDS", default=PlayerOptions.wait_subscribers_s,
         help="wait so long at most for a subscription on every topic (default 5, 0 does not wait)",
     )
+    parser.add_argument(
+        "--node", default=PlayerOptions.node,
+        help="node that is played to (default /vstream): reliable play never runs ahead of it and so loses nothing",
+    )
+    parser.add_argument(
+        "--wait-ready", type=float, metavar="SECONDS", default=PlayerOptions.wait_ready_s,
+        help="wait so long at most until its model is loaded (default 0 does not wait)",
+    )
     parser.add_argument("--restamp", action="store_true", help="header stamps of now; by default the bag's are kept")
     return parser
 
@@ -229,7 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, ros_argv: list[str], stop: threading.Event, out: Console, notes: Console) -> None:
     options = PlayerOptions(
         rate=args.rate, loop=args.loop, clock=args.clock, reliable=args.reliability == "reliable",
-        wait_subscribers_s=args.wait_subscribers, restamp=args.restamp,
+        wait_subscribers_s=args.wait_subscribers, restamp=args.restamp, wait_ready_s=args.wait_ready,
+        node=f"/{args.node.strip('/')}",
     )
     if args.bag.exists() and args.bag.suffix != ".bag" and not is_bag(args.bag):
         raise InvalidRequestError(f"{args.bag} is no bag; make one first: vstream record {args.bag} BAG")
@@ -246,18 +294,29 @@ def _run(args: argparse.Namespace, ros_argv: list[str], stop: threading.Event, o
         try:
             _play(player, stop, notes)
         finally:
+            player.close()
             node.destroy_node()
             rclpy.shutdown()
     words = "interrupted, published" if stop.is_set() else "published"
     late = f", at most {player.worst_delay_s * 1e3:.0f} ms late" if player.published else ""
     damaged = f", {player.skipped} damaged messages left out ({source.last_fault})" if player.skipped else ""
-    out.print(f"{words} {player.published} messages on {', '.join(player.topics)}{late}{damaged}", markup=False)
+    lost = f", {player.lost} of which the node did not take" if player.lost else ""
+    out.print(f"{words} {player.published} messages on {', '.join(player.topics)}{late}{damaged}{lost}", markup=False)
 
 
 def _play(player: BagPlayer, stop: threading.Event, notes: Console) -> None:
+    def note(text: str) -> None:
+        notes.print(text, style="yellow", markup=False)
+
+    if missing := player.missing_subscribers():
+        note(f"waiting for a subscription on {', '.join(missing)}")
     missing = player.wait_for_subscribers()
     if missing and not stop.is_set():
-        notes.print(f"no subscription on {', '.join(missing)}: playing anyway", style="yellow", markup=False)
+        note(f"no subscription on {', '.join(missing)}: playing anyway")
+    if player.options.wait_ready_s:
+        note(f"waiting for the model of {player.options.node}")
+        if wrong := player.wait_for_model():
+            note(f"{wrong}: playing anyway")
     with frame_progress(notes) as progress:
         player.play(progress)
 
