@@ -133,8 +133,7 @@ class CameraSubscription:
             self._engine.reject_unstamped(name, str(error))
             self._count_rejection(str(error))
             return
-        now_ns = self._node.get_clock().now().nanoseconds  # 0 where ROS time stands still
-        slot = self._engine.offer(stamp_ns, camera=name, now_ns=now_ns)  # before anything is converted: most end here
+        slot = self._engine.offer(stamp_ns, camera=name, clock=self._now_ns)  # most images end here, unconverted
         if slot.withdrawn:
             self._count_rejection(slot.withdrawn)
         if slot.verdict.rejected:
@@ -156,7 +155,7 @@ class CameraSubscription:
 
     def _stamp_ns(self, message: Any) -> int:
         """The header's stamp, or the time of receipt where the driver leaves it zero."""
-        stamp_ns = to_ns(message.header.stamp) or self._node.get_clock().now().nanoseconds
+        stamp_ns = to_ns(message.header.stamp) or self._now_ns()
         if stamp_ns <= 0:
             raise FrameError(
                 "the header stamp is before 1970; check the driver"
@@ -164,6 +163,10 @@ class CameraSubscription:
                 else "the header has no stamp and the ROS clock stands still; have /clock published or stamp the images"
             )
         return stamp_ns
+
+    def _now_ns(self) -> int:
+        """Of the ROS clock; 0 while it stands still."""
+        return int(self._node.get_clock().now().nanoseconds)
 
     def _count_rejection(self, reason: str) -> None:
         now = time.monotonic()
