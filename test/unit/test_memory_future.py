@@ -28,7 +28,7 @@ def stamps(memory: SmartFrameManager) -> list[int]:
 
 def offered(memory: SmartFrameManager, stamp_ns: int, now_ns: int | None) -> Verdict:
     """Offer a frame and keep it where it is wanted; the verdict on its stamp."""
-    slot = memory.offer(stamp_ns, now_ns)
+    slot = memory.offer(stamp_ns, None if now_ns is None else lambda: now_ns)
     if slot.wanted:
         memory.keep(slot, scene(2))
     return slot.verdict
@@ -126,7 +126,7 @@ def test_time_that_goes_on_elsewhere_is_believed_after_three_frames() -> None:
 def test_a_stamp_ahead_of_the_clock_is_refused_before_it_is_converted() -> None:
     memory = filled()
     before, now_ns = stamps(memory), START + 11 * SECOND
-    slot = memory.offer(START + DAY, now_ns)
+    slot = memory.offer(START + DAY, lambda: now_ns)
     assert slot.verdict is Verdict.FUTURE
     assert "60 s in the future" in slot.reason
     assert not slot.wanted

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -114,3 +116,19 @@ def test_missing_frames_are_seen_only_on_a_grid() -> None:
     assert not gridded.frames_are_missing(START, START + 750_000_000)
     assert gridded.frames_are_missing(START, START + 750_000_001)
     assert not free.frames_are_missing(START, START + 3600 * SECOND)
+
+
+@given(
+    rate_hz=st.floats(0.001, 1000.0),
+    start=st.integers(-(2**62), 2**62),
+    steps=st.lists(st.integers(1, 10**12), min_size=1, max_size=20),
+)
+def test_whole_numbers_compute_what_fractions_would(rate_hz: float, start: int, steps: list[int]) -> None:
+    period = SECOND / Fraction(rate_hz)
+    sampler = Sampler(rate_hz, 1.0)
+    stamp = start
+    for step in [0, *steps]:
+        stamp += step
+        slot = math.floor((stamp - start) / period + Fraction(1, 4))
+        assert sampler.keep(stamp) == start + round(slot * period)
+        assert sampler.frames_are_missing(stamp - step, stamp) == (step > period * 3 / 2)

@@ -17,6 +17,7 @@ from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
 from vstream_ros.images.resize import check_rgb, resize_rgb
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager
 from vstream_ros.memory.clip import NANOSECONDS
+from vstream_ros.memory.future_stamps import Clock
 from vstream_ros.memory.slot import Size
 from vstream_ros.models.frame_spec import FrameSpec
 
@@ -109,12 +110,12 @@ class CameraMemories:
             if count:
                 logger.warning("camera %s: what memory holds (%d tubelets) was scaled: %s", name, count, reason)
 
-    def offer(self, stamp_ns: int | None, camera: str | None, now_ns: int | None = None) -> FrameSlot:
+    def offer(self, stamp_ns: int | None, camera: str | None, clock: Clock | None = None) -> FrameSlot:
         """See ``DelayedBatchInferenceEngine.offer``."""
         name = camera if camera is not None else self._only_name()
         with self._lock:
             memory = self._memory(name)
-            slot = memory.offer(_next_stamp(memory) if stamp_ns is None else stamp_ns, now_ns)
+            slot = memory.offer(_next_stamp(memory) if stamp_ns is None else stamp_ns, clock)
             slot.fit = self._frame_spec.fit
             return slot
 

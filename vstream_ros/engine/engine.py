@@ -26,6 +26,7 @@ from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
 from vstream_ros.engine.status import StatusBoard
 from vstream_ros.errors import BusyError, ConfigError, FrameError, VStreamError
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig
+from vstream_ros.memory.future_stamps import Clock
 from vstream_ros.memory.stamps import checked_stamp_ns, stamp_ns_of_seconds
 from vstream_ros.models.frame_spec import FrameSpec
 
@@ -150,7 +151,7 @@ class DelayedBatchInferenceEngine:
         return self._cameras.frame_size(height, width)
 
     def offer(
-        self, stamp_ns: int | None = None, *, camera: str | None = None, now_ns: int | None = None
+        self, stamp_ns: int | None = None, *, camera: str | None = None, clock: Clock | None = None
     ) -> FrameSlot:
         """Offer a frame by its stamp, before anyone pays for its conversion; counts it, and judges it once.
 
@@ -160,13 +161,14 @@ class DelayedBatchInferenceEngine:
         Args:
             stamp_ns: nanoseconds; default: one sampling period after the last frame.
             camera: default: the only camera.
-            now_ns: of the clock that the stamps come from, where it runs: it tells a false stamp at once.
+            clock: the one that stamps come from, in nanoseconds, 0 while it stands still: it tells a false stamp at
+                once. Called in this thread, and only for a stamp that looks false.
 
         Raises:
             FrameError: no such stamp; it is counted.
             InvalidRequestError: an unknown camera, or none named where there are several.
         """
-        return self._cameras.offer(stamp_ns, camera, now_ns)
+        return self._cameras.offer(stamp_ns, camera, clock)
 
     def keep(self, slot: FrameSlot, frame: np.ndarray) -> FrameStatus:
         """Store the frame of a slot, (height, width, 3) uint8 RGB of any size: it is scaled and copied.

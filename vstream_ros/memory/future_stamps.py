@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.held_frames import HeldState
 from vstream_ros.memory.importance import Thumbnail
 from vstream_ros.memory.sampling import Sampler
+
+Clock = Callable[[], int]
+"""Nanoseconds of the clock that stamps come from; 0 while it stands still. Asked only where it matters."""
 
 CONFIRMING_FRAMES = 3
 """So many frames in a row with such stamps are no mistake any more."""
@@ -31,13 +35,14 @@ class FutureStamps:
         """Whether a stamp is ahead of the newest one by more than the tolerance."""
         return newest_ns is not None and stamp_ns - newest_ns > self._tolerance_ns
 
-    def refuses(self, stamp_ns: int, newest_ns: int | None, now_ns: int | None) -> bool:
+    def refuses(self, stamp_ns: int, newest_ns: int | None, clock: Clock | None) -> bool:
         """Whether to refuse a frame: far ahead of the newest one and of the clock, and not yet for the third time.
 
-        ``now_ns``: of a clock that runs, None or 0: there is none. Stamps go on steadily where they rise and stay as
-        far ahead of the clock as they were, whatever the camera's rate.
+        Stamps go on steadily where they rise and stay as far ahead of the clock as they were, whatever the camera's
+        rate.
         """
-        if not now_ns or not self.is_far_ahead(stamp_ns, newest_ns) or stamp_ns - now_ns <= self._tolerance_ns:
+        now_ns = clock() if clock is not None and self.is_far_ahead(stamp_ns, newest_ns) else 0
+        if not now_ns or stamp_ns - now_ns <= self._tolerance_ns:
             self._in_a_row = 0
             return False
         ahead_ns = stamp_ns - now_ns

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vstream_ros.memory.clip import Verdict
-from vstream_ros.memory.future_stamps import FutureStamps
+from vstream_ros.memory.future_stamps import Clock, FutureStamps
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.quarantine import REASON as QUARANTINE_REASON
 from vstream_ros.memory.quarantine import Quarantine
@@ -18,12 +18,12 @@ class StampJudge:
         self.quarantine = Quarantine(config.sample_rate_hz, config.time_jump_threshold_s)
         self.future = FutureStamps(config.future_stamp_tolerance_s)
 
-    def verdict(self, stamp_ns: int, now_ns: int | None) -> Verdict:
+    def verdict(self, stamp_ns: int, clock: Clock | None) -> Verdict:
         """On a frame that is offered. In quarantine a KEEP is a look: ``Quarantine.ends_with`` decides."""
         self.quarantine.advance(stamp_ns)
         if self.quarantine.active:
             return self.quarantine.check(stamp_ns)
-        if self.future.refuses(stamp_ns, self.sampler.newest_ns, now_ns):
+        if self.future.refuses(stamp_ns, self.sampler.newest_ns, clock):
             return Verdict.FUTURE
         return self.sampler.check(stamp_ns)
 

@@ -15,7 +15,7 @@ from vstream_ros.images.resize import owned_rgb
 from vstream_ros.memory.clip import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Verdict
 from vstream_ros.memory.counters import FrameCounters
 from vstream_ros.memory.forming import ScoredFrame
-from vstream_ros.memory.future_stamps import Trial
+from vstream_ros.memory.future_stamps import Clock, Trial
 from vstream_ros.memory.held_frames import HeldFrames
 from vstream_ros.memory.importance import Embed, FrameScorer, Score
 from vstream_ros.memory.judge import StampJudge
@@ -79,11 +79,11 @@ class SmartFrameManager:
 
     # -- frames in ---------------------------------------------------------------------------------------------------
 
-    def offer(self, stamp_ns: int, now_ns: int | None = None) -> FrameSlot:
+    def offer(self, stamp_ns: int, clock: Clock | None = None) -> FrameSlot:
         """Count a frame by its header stamp and judge whether it is wanted, before anyone pays for its conversion.
 
-        ``stamp_ns``: nanoseconds, any integer of 64 bits; ``now_ns``: of the clock that stamps come from, None or 0
-        where none runs. With ``sample_rate_hz`` one frame per slot of the grid is kept; without, every frame that is
+        ``stamp_ns``: nanoseconds, any integer of 64 bits; ``clock``: the one that stamps come from, None where none
+        runs. With ``sample_rate_hz`` one frame per slot of the grid is kept; without, every frame that is
         newer than the newest. A stamp equal to the newest is BACKWARD: a frame without a time of its own has no place
         in the order and can't be asked about. A frame that is refused is counted as rejected here and need not be
         handed on. O(1). Raises ``FrameError``, counted, for what is no stamp.
@@ -95,7 +95,7 @@ class SmartFrameManager:
             self._counters.reject(str(error))
             raise
         withdrawn = self._settle_trial(stamp_ns)
-        verdict = self._judge.verdict(stamp_ns, now_ns)
+        verdict = self._judge.verdict(stamp_ns, clock)
         reason = self._judge.why(verdict)
         if verdict.rejected:
             self._counters.reject(reason)

@@ -24,9 +24,9 @@ class Sampler:
 
     def __init__(self, rate_hz: float | None, jump_threshold_s: float) -> None:
         """``rate_hz``: frames per second to keep, None: every frame. The values come from a validated config."""
-        self._period_ns: Fraction | None = None
-        if rate_hz is not None:
-            self._period_ns = NANOSECONDS / Fraction(rate_hz)
+        self._period_ns: Fraction | None = None if rate_hz is None else NANOSECONDS / Fraction(rate_hz)
+        # Its numerator and denominator: a Fraction's own arithmetic takes microseconds, for each frame of a camera.
+        self._period = (0, 1) if self._period_ns is None else self._period_ns.as_integer_ratio()
         self._jump_threshold_ns = round(jump_threshold_s * NANOSECONDS)
         self.reset()
 
@@ -69,7 +69,8 @@ class Sampler:
         self.keep_off_grid(stamp_ns)
         if self._period_ns is None or self._origin_ns is None:
             return stamp_ns
-        return self._origin_ns + round(self._slot * self._period_ns)
+        numerator, denominator = self._period
+        return self._origin_ns + _rounded(self._slot * numerator, denominator)
 
     def keep_off_grid(self, stamp_ns: int) -> None:
         """Take a frame that is stored whatever the grid says; its spacing counts for nothing."""
@@ -85,11 +86,18 @@ class Sampler:
 
         Never where every frame is kept: no spacing is promised there.
         """
-        return self._period_ns is not None and later_ns - earlier_ns > self._period_ns * 3 / 2
+        numerator, denominator = self._period
+        return self._period_ns is not None and 2 * (later_ns - earlier_ns) * denominator > 3 * numerator
 
     def _slot_at(self, stamp_ns: int) -> int:
         """The grid slot of a stamp; without a grid every stamp is a slot of its own."""
         if self._period_ns is None or self._origin_ns is None:
             return stamp_ns
-        numerator, denominator = self._period_ns.as_integer_ratio()
+        numerator, denominator = self._period
         return (4 * (stamp_ns - self._origin_ns) * denominator + numerator) // (4 * numerator)
+
+
+def _rounded(numerator: int, denominator: int) -> int:
+    """The whole number next to a fraction; from a half to the even one, as ``round`` has it."""
+    whole, rest = divmod(numerator, denominator)
+    return whole + (2 * rest > denominator or (2 * rest == denominator and whole % 2))

@@ -173,9 +173,8 @@ class CameraSubscription:
             self._engine.reject_unstamped(name, str(error))
             self._count_rejection(str(error))
             return
-        now_ns = self._node.get_clock().now().nanoseconds  # 0 where ROS time stands still
         # Before anything is read or converted: most images end here.
-        slot = self._engine.offer(stamp_ns, camera=name, now_ns=now_ns)
+        slot = self._engine.offer(stamp_ns, camera=name, clock=self._now_ns)
         if slot.withdrawn:
             self._count_rejection(slot.withdrawn)
         if not slot.wanted:
@@ -199,7 +198,7 @@ class CameraSubscription:
 
     def _stamp_ns(self, header_ns: int) -> int:
         """The header's stamp, or the time of receipt where the driver leaves it zero."""
-        stamp_ns = header_ns or self._node.get_clock().now().nanoseconds
+        stamp_ns = header_ns or self._now_ns()
         if stamp_ns <= 0:
             raise FrameError(
                 "the header stamp is before 1970; check the driver"
@@ -207,6 +206,10 @@ class CameraSubscription:
                 else "the header has no stamp and the ROS clock stands still; have /clock published or stamp the images"
             )
         return stamp_ns
+
+    def _now_ns(self) -> int:
+        """Of the ROS clock; 0 while it stands still."""
+        return int(self._node.get_clock().now().nanoseconds)
 
     # -- counting ----------------------------------------------------------------------------------------------------
 
