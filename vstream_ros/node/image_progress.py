@@ -8,7 +8,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 from vstream_ros.msg import CacheStatus, CameraStatus
-from vstream_ros.node.callbacks import guarded
+from vstream_ros.node.callbacks import never_raising
 from vstream_ros.node.camera_subscription import CameraSubscription
 
 PERIOD_S = 0.01
@@ -30,10 +30,10 @@ class ImageProgress:
         self._publisher = node.create_publisher(CacheStatus, "~/image_progress", 10)
         # Timers on ROS time stand still where use_sim_time is set and nobody publishes /clock.
         clock = Clock(clock_type=ClockType.STEADY_TIME)
-        publish = guarded(node, "publishing the images' progress", self._publish)
+        publish = never_raising(node, "publishing the images' progress", self._publish)
         self._publishing = node.create_timer(PERIOD_S, publish, clock=clock)
         self._publishing.cancel()
-        self._looking = node.create_timer(LOOK_PERIOD_S, guarded(node, "looking for a player", self._look), clock=clock)
+        self._looking = node.create_timer(LOOK_PERIOD_S, never_raising(node, "looking for a player", self._look), clock=clock)
 
     def _look(self) -> None:
         if not self._publisher.get_subscription_count():
