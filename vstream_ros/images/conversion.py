@@ -29,7 +29,7 @@ def only_frame_errors(convert: Callable[_Args, _Image]) -> Callable[_Args, _Imag
     """Let whatever a conversion raises be a ``FrameError`` with its cause: images come from outside, in every state."""
 
     @functools.wraps(convert)
-    def never_raising(*args: _Args.args, **kwargs: _Args.kwargs) -> _Image:
+    def refusing(*args: _Args.args, **kwargs: _Args.kwargs) -> _Image:
         try:
             return convert(*args, **kwargs)
         except VStreamError:
@@ -40,7 +40,7 @@ def only_frame_errors(convert: Callable[_Args, _Image]) -> Callable[_Args, _Imag
                 f"the image can't be converted: {type(error).__name__}: {quoted(reason[0])}"
             ) from error
 
-    return never_raising
+    return refusing
 
 
 def quoted(text: Any) -> str:

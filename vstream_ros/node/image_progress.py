@@ -33,7 +33,8 @@ class ImageProgress:
         publish = never_raising(node, "publishing the images' progress", self._publish)
         self._publishing = node.create_timer(PERIOD_S, publish, clock=clock)
         self._publishing.cancel()
-        self._looking = node.create_timer(LOOK_PERIOD_S, never_raising(node, "looking for a player", self._look), clock=clock)
+        look = never_raising(node, "looking for a player", self._look)
+        self._looking = node.create_timer(LOOK_PERIOD_S, look, clock=clock)
 
     def _look(self) -> None:
         if not self._publisher.get_subscription_count():
