@@ -44,7 +44,7 @@ def received(node):
 def test_reliable_play_loses_nothing_however_fast(start, play, tmp_path, monkeypatch, rate):
     original = CameraSubscription.on_image
 
-    def slow(self, *message: Any):
+    def slow(self, *message):
         time.sleep(0.02)  # at most 50 images a second; the bag brings 100 at rate 10
         original(self, *message)
 
