@@ -55,7 +55,7 @@ _JPEG_FLAGS = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 _SOF, _NO_SOF, _SOF_PROGRESSIVE = range(0xC0, 0xD0), (0xC4, 0xC8, 0xCC), 0xC2
-_SOS, _APP0 = 0xDA, 0xE0
+_SOS = 0xDA
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
@@ -150,19 +150,17 @@ def _checked_jpeg(data: memoryview) -> Size:
     there is none, and would find another header than we do. Without an end OpenCV fills what is missing with grey and
     only prints a warning, and half a picture must not be stored.
     """
-    header, frame = [bytes(data[:2])], None
+    frame, header = None, b""
     for marker, at, end in _jpeg_segments(data):
-        if marker < _APP0:  # metadata tells us nothing
-            header.append(bytes(data[at - 2 : end]))
         if marker in _SOF and marker not in _NO_SOF:
             if frame is not None or marker > _SOF_PROGRESSIVE:
                 raise FrameError("the jpeg data can't be decoded: it is damaged, or neither baseline nor progressive")
-            frame = marker, data[at + 7] if end - at > 7 else 0
+            frame, header = marker, bytes(data[at - 2 : end])
         if marker == _SOS:
             if frame is None:
                 raise FrameError("the jpeg data can't be decoded: its frame header is missing; it is damaged")
-            height, width = _header_size(b"".join(header), "JPEG")
-            _check_jpeg_scans(data[end:], many=frame[0] == _SOF_PROGRESSIVE or data[at + 2] != frame[1])
+            height, width = _header_size(b"\xff\xd8" + header + bytes(data[at - 2 : end]), "JPEG")
+            _check_jpeg_scans(data[end:], many=frame == _SOF_PROGRESSIVE or data[at + 2] != header[9])
             return _checked_decoded(height, width, sample_bytes=1, data_bytes=len(data))
     raise FrameError("the jpeg data can't be decoded: it was cut short before its first scan")
 
