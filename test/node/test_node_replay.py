@@ -44,9 +44,9 @@ def received(node):
 def test_reliable_play_loses_nothing_however_fast(start, play, tmp_path, monkeypatch, rate):
     original = CameraSubscription.on_image
 
-    def slow(self, *message):
+    def slow(self, message, info):
         time.sleep(0.02)  # at most 50 images a second; the bag brings 100 at rate 10
-        original(self, *message)
+        original(self, message, info)
 
     monkeypatch.setattr(CameraSubscription, "on_image", slow)
     node = start(**{"front.image_topic": TOPIC})

@@ -7,11 +7,9 @@ import math
 from pathlib import Path
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
-from vstream_ros.models.loader import EMBEDDED
+from vstream_ros.models.checkpoint_folder import local_folder
 
 
 def checkpoint_bytes(model_id: str, dtype: torch.dtype) -> int | None:
@@ -24,25 +22,13 @@ def checkpoint_bytes(model_id: str, dtype: torch.dtype) -> int | None:
     Returns:
         None where that is unknown: not downloaded yet, not complete, not safetensors.
     """
-    folder = _local_folder(model_id)
+    folder = local_folder(model_id)
     try:
         files = [] if folder is None else _weight_files(folder)
         elements = sum(map(_elements, files))
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
     return elements * dtype.itemsize or None
-
-
-def _local_folder(model_id: str) -> Path | None:
-    """Where the files are; None for a hub id that was never downloaded."""
-    folder = Path(EMBEDDED.get(model_id, model_id)).expanduser()
-    if folder.is_dir():
-        return folder
-    try:
-        config = try_to_load_from_cache(model_id, "config.json")
-    except HFValidationError:  # neither a folder nor a hub id
-        return None
-    return Path(config).parent if isinstance(config, str) else None
 
 
 def _weight_files(folder: Path) -> list[Path]:
