@@ -14,7 +14,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode
 from launch_ros.parameter_descriptions import ParameterValue
 
-from vstream_ros.ros_arguments import MAIN_FILE, NODE, first_camera, parameter_files
+from vstream_ros.ros_arguments import MAIN_FILE, NODE, first_camera, parameter_files, preset_parameters
 
 CONFIG = Path(get_package_share_directory("vstream_ros")) / "config"
 ARGUMENTS = {
@@ -27,23 +27,29 @@ ARGUMENTS = {
     "use_sim_time": ("", "true: time is what /clock says; false; empty: the parameter file's"),
 }
 
+CHOICES = {"use_sim_time": ["", "true", "false"]}
+
 
 def generate_launch_description() -> LaunchDescription:
-    declared = [DeclareLaunchArgument(k, default_value=v, description=text) for k, (v, text) in ARGUMENTS.items()]
+    declared = [
+        DeclareLaunchArgument(name, default_value=value, description=text, choices=CHOICES.get(name))
+        for name, (value, text) in ARGUMENTS.items()
+    ]
     return LaunchDescription([*declared, OpaqueFunction(function=start_node)])
 
 
 def start_node(context: LaunchContext) -> list[LifecycleNode]:
     """Runs when the arguments are known: a default of theirs would otherwise override the parameter file."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    files = parameter_files(given["params_file"], given["preset"], CONFIG)
-    overrides = {}
+    files = parameter_files(given["params_file"])
+    preset = preset_parameters(given["preset"], CONFIG)
+    overrides = {name: text(value) if isinstance(value, str) else value for name, value in preset.items()}
     if given["model"]:
         overrides["model"] = text(given["model"])
     if given["image_topic"]:
         overrides[f"{first_camera(files)}.image_topic"] = text(given["image_topic"])
     if given["use_sim_time"]:
-        overrides["use_sim_time"] = ParameterValue(given["use_sim_time"], value_type=bool)
+        overrides["use_sim_time"] = given["use_sim_time"] == "true"
     logger = ".".join([*given["namespace"].strip("/").split("/"), NODE]).lstrip(".")
     node = LifecycleNode(
         package="vstream_ros",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,40 +48,48 @@ def check_parameter_files(ros_arguments: Sequence[str]) -> None:
             read_parameters(Path(path), node)
 
 
-def parameter_files(params_file: str, preset: str, config: Path) -> list[Path]:
-    """The files that a launch file's arguments name, in the order in which they apply; all of them are checked.
+def parameter_files(params_file: str) -> list[Path]:
+    """The files of a launch file's argument, paths with commas between them, all of them checked.
 
-    Args:
-        params_file: one path or several with commas between them.
-        preset: a YAML file of ``config`` without its suffix, or empty.
-        config: the installed folder config/.
-
-    Raises:
-        ConfigError: one of them doesn't exist, or says nothing to the node.
+    Raises ``ConfigError`` where one can't be read or says nothing to the node.
     """
     files = [Path(name.strip()).expanduser() for name in params_file.split(",") if name.strip()]
-    if preset:
-        known = sorted(path.stem for path in config.glob("*.yaml") if path.name != MAIN_FILE)
-        if preset not in known:
-            raise ConfigError(f"there is no preset {preset!r}; there are {', '.join(known)}")
-        files.append(config / f"{preset}.yaml")
     for path in files:
         read_parameters(path)
     return files
 
 
-def first_camera(files: Iterable[Path]) -> str:
-    """The first name of the parameter `cameras` as the last file has it; the node's own default where none has."""
-    first = "front"
-    for path in files:
-        cameras = read_parameters(path).get("cameras")
-        if cameras:
-            first = str(cameras[0])
-    return first
+def preset_parameters(preset: str, config: Path) -> dict[str, Any]:
+    """What a preset sets: a YAML file of the installed folder ``config``, named without its suffix.
+
+    Values instead of a file: its section is `/**:`, which to ROS never overrides a section named after the node. Empty
+    for an empty name; raises ``ConfigError`` with those there are for an unknown one.
+    """
+    if not preset:
+        return {}
+    known = sorted(path.stem for path in config.glob("*.yaml") if path.name != MAIN_FILE)
+    if preset not in known:
+        raise ConfigError(f"there is no preset {preset!r}; there are {', '.join(known)}")
+    return read_parameters(config / f"{preset}.yaml")
 
 
-def read_parameters(path: Path, node: str = NODE) -> dict[str, Any]:
-    """What a parameter file says to the node, in whatever namespace. Raises ``ConfigError`` where that is nothing."""
+def first_camera(files: Sequence[Path]) -> str:
+    """The first name of the parameter `cameras` as the files set it together; the node's default where none does."""
+    cameras = [read_parameters(path, NODE, wildcards).get("cameras") for wildcards in (True, False) for path in files]
+    return next((str(names[0]) for names in reversed(cameras) if names), "front")
+
+
+def read_parameters(path: Path, node: str = NODE, wildcards: bool | None = None) -> dict[str, Any]:
+    """What a parameter file says to the node, in whatever namespace.
+
+    Args:
+        path: of the file.
+        node: the node's name.
+        wildcards: only what stands in sections for all nodes, or only what stands in sections named after this one.
+
+    Raises:
+        ConfigError: it can't be read, is no YAML, or says nothing to the node.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -89,17 +97,17 @@ def read_parameters(path: Path, node: str = NODE) -> dict[str, Any]:
         raise ConfigError(f"the parameter file {path} can't be read: {reason}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"the parameter file {path} is no YAML: {' '.join(str(error).split())}") from error
-    parameters: dict[str, Any] = {}
-    found = False
-    for name, section in _sections(tree):
-        if name.rpartition("/")[2] in (node, "**", "*"):
-            found = True
-            parameters.update(section or {})
-    if not found:
+    sections = [(name.rpartition("/")[2], section) for name, section in _sections(tree)]
+    mine = [(name != node, section or {}) for name, section in sections if name in (node, "**", "*")]
+    if not mine:
         raise ConfigError(
             f"the parameter file {path} says nothing to the node {node}: it needs a section `/**:` with "
             f"`ros__parameters:`, as config/{MAIN_FILE} has"
         )
+    parameters: dict[str, Any] = {}
+    for is_wildcard, section in sorted(mine, key=lambda item: not item[0]):
+        if wildcards in (None, is_wildcard):
+            parameters.update(section)
     return parameters
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Duration, Time
@@ -9,7 +11,7 @@ from lifecycle_msgs.msg import Transition
 
 from support.ros_client import START_NS, TIMEOUT_S, Planner, code_name, image, seconds, wait_for_result, wait_until
 from vstream_ros.errors import VStreamError
-from vstream_ros.node import question_service
+from vstream_ros.node import reply_queue
 from vstream_ros.srv import AskVideo
 
 FRAMES = 8
@@ -195,7 +197,7 @@ def test_the_share_can_be_given_up(start, planner):
 
 
 def test_a_client_that_cannot_be_told_apart_has_no_share(start, planner, monkeypatch):
-    monkeypatch.setattr(question_service, "guid_of", lambda header: None)
+    monkeypatch.setattr(reply_queue, "guid_of", lambda header: None)
     node = start(max_queued_questions=3, max_questions_per_client=1)
     planner.publish(*map(image, range(FRAMES)))
     node.wait_kept(FRAMES)
@@ -210,13 +212,13 @@ def test_a_header_of_another_kind_names_no_client():
     class Header:
         sequence_number = 1
 
-    assert question_service.guid_of(Header()) is None
-    assert question_service.participant_of(Header()) is None
+    assert reply_queue.guid_of(Header()) is None
+    assert reply_queue.participant_of(Header()) is None
 
 
 def test_a_reply_waits_for_its_client_to_be_discovered(watching, planner, monkeypatch):
     known: list = []
-    monkeypatch.setattr(question_service._Clients, "knows", lambda self, guid: bool(known))
+    monkeypatch.setattr(reply_queue._Clients, "knows", lambda self, guid: bool(known))
     asked = planner.ask_later()
     wait_until(lambda: watching.node.engine.status().answers == 1, "the question is computed")
     assert not asked.done()
@@ -227,11 +229,9 @@ def test_a_reply_waits_for_its_client_to_be_discovered(watching, planner, monkey
 
 def test_a_reply_that_the_middleware_could_not_send_is_sent_again(watching, planner, monkeypatch):
     tries: list = []
-    original = question_service.QuestionService._send
+    original = reply_queue._Reply.try_to_send
     monkeypatch.setattr(
-        question_service.QuestionService,
-        "_send",
-        lambda self, reply: tries.append(reply) or (len(tries) > 2 and original(self, reply)),
+        reply_queue._Reply, "try_to_send", lambda self: tries.append(self) or (len(tries) > 2 and original(self))
     )
     assert code_name(planner.ask()) == "NONE"
     assert len(tries) == 3
@@ -282,6 +282,15 @@ def test_the_action_answers_with_feedback_on_the_way(watching, planner):
     assert counts == sorted(counts)
     assert all(entry.text and outcome.result.answer.startswith(entry.text) for entry in feedback)
     assert max(counts) <= 100
+
+
+def test_every_one_of_a_hundred_goals_ends(watching, planner):
+    handles = [planner.send_goal_later() for _ in range(100)]
+    results = [wait_for_result(handle, "the goal's acceptance").get_result_async() for handle in handles]
+    codes = Counter(code_name(wait_for_result(result, "the result").result) for result in results)
+    assert set(codes) <= {"NONE", "BUSY"}
+    assert codes.total() == 100
+    assert codes["NONE"] >= 16
 
 
 def test_the_action_can_be_cancelled(watching, planner):

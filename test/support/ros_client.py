@@ -186,18 +186,21 @@ class Planner:
 
     def send_goal(self, question: str = "What happens?", feedback: list | None = None, **fields: Any) -> Any:
         """The accepted goal's handle."""
+        handle = wait_for_result(self.send_goal_later(question, feedback, **fields), "the goal's acceptance")
+        assert handle.accepted
+        return handle
+
+    def send_goal_later(self, question: str = "What happens?", feedback: list | None = None, **fields: Any) -> Any:
+        """The future of the goal's handle."""
         name = f"{self.target}/ask"
         if "action" not in self._clients:
             client = self._clients["action"] = ActionClient(self.node, AskVideoAction, name)
             assert client.wait_for_server(TIMEOUT_S), "no action server"
             self._wait_matched(*(f"{name}/_action/{part}" for part in ("send_goal", "get_result", "cancel_goal")))
         goal = AskVideoAction.Goal(question=question, **{"max_new_tokens": 8, **fields})
-        future = self._clients["action"].send_goal_async(
+        return self._clients["action"].send_goal_async(
             goal, feedback_callback=None if feedback is None else lambda message: feedback.append(message.feedback)
         )
-        handle = wait_for_result(future, "the goal's acceptance")
-        assert handle.accepted
-        return handle
 
 
 def wait_for_result(future: Any, what: str, timeout_s: float = TIMEOUT_S) -> Any:

@@ -14,13 +14,15 @@ import pytest
 
 pytest.importorskip("launch_ros.actions", reason="launch and launch_ros come with a ROS 2 installation only")
 
+import yaml
 from ament_index_python.packages import get_package_share_directory
 from rcl_interfaces.srv import GetParameters
 
 from support.replay_media import TOPIC, image_bag, pictures
-from support.ros_client import Planner, isolate_ros, wait_until
+from support.ros_client import Planner, isolate_ros, wait_until, write_endless_checkpoint
 from vstream_ros.msg import CacheStatus
 
+CONFIG = Path(get_package_share_directory("vstream_ros")) / "config"
 LAUNCH = """
 import sys
 from launch import LaunchDescription, LaunchService
@@ -72,7 +74,10 @@ def planner_of(node: str) -> Iterator[Planner]:
 
 def parameters(planner: Planner, *names: str) -> list[Any]:
     reply = planner.call(GetParameters, f"{planner.target}/get_parameters", GetParameters.Request(names=list(names)))
-    return [value.string_value or value.string_array_value or value.integer_value for value in reply.values]
+    return [
+        value.string_value or value.string_array_value or value.integer_value or value.bool_value
+        for value in reply.values
+    ]
 
 
 @pytest.fixture
@@ -104,9 +109,50 @@ def test_own_configuration_is_the_default() -> None:
         assert parameters(planner, "model", "cameras") == ["/no/such/model", ["front"]]
 
 
+def test_several_files_and_a_preset_apply_in_their_order(params_file: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second.yaml"
+    second.write_text("vstream: {ros__parameters: {cameras: [rear], star_memory_size: 6, stream_slide: 3}}")
+    given = {"params_file": f"{params_file},{second}", "preset": "low_vram", "image_topic": "/given/image"}
+    with launched("qa.launch.py", **given), planner_of("/vstream") as planner:
+        preset = yaml.safe_load((CONFIG / "low_vram.yaml").read_text())["/**"]["ros__parameters"]
+        names = ("model", "cameras", "rear.image_topic", "stream_slide", "star_memory_size")
+        expected = ["/no/such/model/in/the/file", ["rear"], "/given/image", 3, preset["star_memory_size"]]
+        assert parameters(planner, *names) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"params_file": "/nope.yaml"}, "the parameter file /nope.yaml can't be read"),
+        ({"preset": "lo_vram"}, "there is no preset 'lo_vram'; there are high_quality, long_video, low_vram"),
+    ],
+)
+def test_wrong_files_are_an_error(given: dict[str, str], says: str) -> None:
+    isolate_ros()
+    words = [f"{name}:={value}" for name, value in given.items()]
+    command = [sys.executable, "-c", LAUNCH, str(CONFIG.parent / "launch" / "qa.launch.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert says in done.stdout + done.stderr
+
+
 def test_replay_plays_the_bag_to_the_node(tmp_path: Path) -> None:
     bag = image_bag(tmp_path / "bag", pictures(24, 84, 112))  # 2.4 s, of which 2 Hz are kept
     arguments = {"bag": bag, "rate": 2.0, "clock": "true", "model": "/no/such/model", "image_topic": TOPIC}
     with planner_of("/vstream") as planner, launched("replay.launch.py", **arguments):
         heard = planner.hear(CacheStatus, "/vstream/cache_status")
         wait_until(lambda: heard and heard[-1].cameras[0].frames_kept >= 4, "the bag's frames are in the memory")
+        assert parameters(planner, "use_sim_time") == [True]
+
+
+def test_replay_waits_for_the_model_in_its_namespace(tmp_path: Path) -> None:
+    model = write_endless_checkpoint(tmp_path / "model")
+    bag = image_bag(tmp_path / "bag", pictures(24, 84, 112))
+    arguments = {"bag": bag, "rate": 100.0, "model": model, "image_topic": TOPIC, "namespace": "robot1"}
+    with planner_of("/robot1/vstream") as planner:
+        heard = planner.hear(CacheStatus, "/robot1/vstream/cache_status")
+        with launched("replay.launch.py", **arguments):
+            wait_until(lambda: heard and heard[-1].cameras and heard[-1].cameras[0].frames_received == 24, "all of it")
+            assert parameters(planner, "use_sim_time") == [False]
+    early = [s for s in heard if s.model_state != CacheStatus.READY and s.cameras]
+    assert all(s.cameras[0].frames_received == 0 for s in early)

@@ -54,7 +54,6 @@ class QuestionServer:
         self._service = QuestionService(node, "~/ask", self._on_request)
         self._action = QuestionActionServer(
             node,
-            AskVideoAction,
             "~/ask",
             self._on_goal,
             callback_group=ReentrantCallbackGroup(),  # several questions wait at a time
@@ -65,7 +64,7 @@ class QuestionServer:
     @property
     def open(self) -> int:
         """Questions that were taken and not yet answered."""
-        return self._open + self._service.waiting_replies
+        return self._open + self._service.waiting_replies + self._action.waiting_replies
 
     def destroy(self) -> None:
         """Part with the handles of service and action while the node still exists."""
