@@ -32,6 +32,7 @@ from rich.table import Table
 from sensor_msgs.msg import CompressedImage, Image
 
 from benchmarks.camera import DISTRO, NODE_PARAMETERS, PREFIX, PROFILE, PROFILE_VARIABLE, SETTLE_S, WAIT_S, image, stamp
+from vstream_ros.demo.processes import running
 from vstream_ros.msg import CacheStatus
 from vstream_ros.synthetic.random_model import write_random_checkpoint
 
@@ -86,21 +87,13 @@ def measure(
     command = [str(PREFIX / "lib" / "vstream_ros" / "qa_node"), "--ros-args"]
     for key, value in parameters.items():
         command += ["-p", f"{key}:={value}"]
-    with (folder / "node.log").open("wb") as log:
-        node = subprocess.Popen(command, stdout=log, stderr=log)
-    cameras = None
-    try:
-        with Listener(node, folder / "node.log") as listener:
-            listener.wait(lambda status: status.model_state == CacheStatus.READY, "the model is loaded")
-            idle, _, _ = cpu_during(listener, node, min(5.0, args.seconds))
-            cameras = start_cameras(args, transport, reliability)
+    log = folder / "node.log"
+    with running(command, log) as node, Listener(node, log) as listener:
+        listener.wait(lambda status: status.model_state == CacheStatus.READY, "the model is loaded")
+        idle, _, _ = cpu_during(listener, node, min(5.0, args.seconds))
+        with running(cameras_command(args, transport, reliability), folder / "cameras.log"):
             listener.wait(lambda status: all(c.frames_kept for c in status.cameras), "every camera is heard")
             busy, before, after = cpu_during(listener, node, args.seconds)
-    finally:
-        for process in (cameras, node):
-            if process is not None:
-                process.terminate()
-                process.wait(10.0)
     wall_s = after["at"] - before["at"]
     published = args.cameras * args.rate * wall_s
     received = after["received"] - before["received"]
@@ -182,16 +175,15 @@ class Listener:
 # ---- the cameras' process ----
 
 
-def start_cameras(args: argparse.Namespace, transport: str, reliability: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, PROFILE_VARIABLE: str(PROFILE)}
-    command = [sys.executable, "-m", "benchmarks.cameras_cpu", "--cameras", str(args.cameras)]
-    command += ["--rate", str(args.rate), "--size", *map(str, args.size), "--publish", transport, reliability]
-    return subprocess.Popen(command, env=environment)
+def cameras_command(args: argparse.Namespace, transport: str, reliability: str) -> list[str]:
+    command = ["env", f"{PROFILE_VARIABLE}={PROFILE}", sys.executable, "-m", "benchmarks.cameras_cpu"]
+    command += ["--cameras", str(args.cameras), "--rate", str(args.rate), "--size", *map(str, args.size)]
+    return [*command, "--publish", transport, reliability]
 
 
 def publish(args: argparse.Namespace, transport: str, reliability: str) -> None:
     """Publish until the process is ended. Serialized once: only the stamp differs, so that this takes little CPU."""
-    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # the signal that ends it needs no tidying up
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # a signal ends it at once
     node = Node("cameras")
     policy = ReliabilityPolicy.RELIABLE if reliability == "reliable" else ReliabilityPolicy.BEST_EFFORT
     suffix = "/compressed" if transport == "compressed" else ""

@@ -15,6 +15,7 @@ from support.ros_client import BEST_EFFORT, CAMERA_TOPIC, SECOND, START_NS, code
 from vstream_ros.images import cdr
 from vstream_ros.msg import CacheStatus
 from vstream_ros.node import camera_subscription
+from vstream_ros.node.camera_subscription import SubscriptionEventCallbacks
 
 
 def camera(node):
@@ -206,6 +207,18 @@ def test_a_message_lost_event_counts_where_no_image_comes_through(start, planner
     assert lost.wait(60.0)
     assert subscription.report().lost == 5
     assert subscription.report().lost_s_ago is not None
+
+
+def test_a_middleware_without_message_lost_events_is_served(start, planner, monkeypatch):
+    def unsupported(*, message_lost, **others):
+        if message_lost is not None:
+            raise camera_subscription.UnsupportedEventTypeError("no such event")
+        return SubscriptionEventCallbacks(**others)
+
+    monkeypatch.setattr(camera_subscription, "SubscriptionEventCallbacks", unsupported)
+    node = start()
+    planner.publish(image(0))
+    node.wait_kept(1)
 
 
 def test_a_rclpy_without_message_info_is_served(start, planner, monkeypatch):

@@ -141,7 +141,7 @@ class CameraSubscription:
             self._qos,
             # No event for incompatible publishers: they are seen in the graph, where they also vanish.
             event_callbacks=SubscriptionEventCallbacks(message_lost=message_lost, use_default_callbacks=False),
-            raw=True,  # most images are skipped by their stamp: deserializing all would cost more than the rest
+            raw=True,  # most images are skipped by their stamp: no more of them need be read
         )
 
     def _incompatible_qos(self) -> str:

@@ -22,7 +22,7 @@ FULL_FRACTION = 0.05
 """Free memory of a device, as a fraction, below which diagnostics warn."""
 NO_HARDWARE = "none"
 """``hardware_id`` of what belongs to no device, as diagnostic_updater has it."""
-MAX_VALUES, MAX_KEY, MAX_VALUE = 64, 256, 1000
+MAX_VALUES, MAX_KEY, MAX_VALUE = 128, 256, 1000
 """Values of one entry, characters of a key, and of a value or message: /diagnostics stays small, whatever comes in."""
 
 
