@@ -202,7 +202,7 @@ class Scene:
         return visit.visible(time_s, self.height, self.camera.corner(time_s))
 
     def centre(self, visit: Visit, time_s: float) -> tuple[float, float] | None:
-        """Where a visit's centre is in the frame of that time, in widths; None before it comes and after it has gone."""
+        """Where a visit's centre is in the frame of that time, in widths; None before it comes and after it is gone."""
         place = visit.centre(time_s)
         if place is None:
             return None
@@ -283,7 +283,7 @@ class Scene:
         return True
 
     def _shows(self, visit: Visit) -> bool:
-        """Whether a visit comes into the image from outside, is seen whole, and leaves it, wherever the camera looks."""
+        """Whether a visit comes into the image from outside, is seen whole, and leaves it, while the camera pans."""
         if not self.conditions.pan:
             return True
 
