@@ -60,14 +60,16 @@ class Item:
     def right(self, text: str) -> bool:
         """Whether a model's answer is right.
 
-        Of options: its first letter that stands alone, or the option's words. Else the answer's words must be in it,
-        one after another; the published figures of VStream-QA come from a judge (GPT) and are more forgiving.
+        Of options: by the letter that it begins with or that it calls the answer, or by the option's words. Else the
+        answer's words must be in it, one after another; the published figures of VStream-QA come from a judge (GPT) and
+        are more forgiving.
         """
         if not self.options:
             return f" {_words(self.answer)} " in f" {_words(text)} "
-        letter = re.match(r"\W*(?:answer(?: is)?\W*)?\(?([A-Z])\b", text.strip(), re.IGNORECASE)
-        if letter and letter[1].upper() in LETTERS[: len(self.options)]:
-            return letter[1].upper() == self.answer
+        for pattern in (r"\W*([A-Za-z])\s*(?:$|[.):,])", r".*\b(?i:answer|option|choice)(?: is)?\W*([A-Z])\b"):
+            letter = re.match(pattern, text.strip(), re.DOTALL)
+            if letter:
+                return letter[1].upper() == self.answer
         return _words(text) == _words(self.options[LETTERS.index(self.answer)])
 
 

@@ -2,8 +2,8 @@
 
 Three measures, into ``build/eval_memory.json`` with tables and plots: model-free recall of shapes-world scenes by our
 memory and its rivals (``memory_recall``), a brief event under adverse conditions (``memory_streams``), and what
-vstream-tiny answers from what was kept (``memory_answers``). Each scene's result is kept in ``build/eval_memory``: a run
-that was broken off goes on, and after a change of our memory only what depends on it is measured again.
+vstream-tiny answers from what was kept (``memory_answers``). Each scene's result is kept in ``build/eval_memory``: a
+run that was broken off goes on, and after a change of our memory only what depends on it is measured again.
 
 With ``--annotations`` the same strategies and any checkpoint are scored on a published benchmark's videos instead
 (``annotated_videos``).
@@ -21,11 +21,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.memory_recall import WORLDS, recall
+from benchmarks.memory_recall import ANSWER_KINDS, WORLDS, recall
 from benchmarks.memory_report import age_rows, answer_rows, event_row, recall_row, show
 from benchmarks.memory_strategies import STRATEGIES
 from benchmarks.memory_streams import DURATION_S, EVENT_AT_S, STREAMS, watch
-from benchmarks.result_cache import ResultCache, code_of
+from benchmarks.result_cache import ResultCache, code_of, weights_of
 from training.parallel import in_processes
 from vstream_ros.errors import VStreamError
 
@@ -37,7 +37,6 @@ QUICK_SCENES = {2: 4, 10: 1, 60: 0}
 EVENTS, ANSWER_SCENES = 20, 60
 RATES_HZ = (2.0, 10.0)
 ANSWER_STRATEGIES = ("ours", "last_n", "last_4")
-ANSWER_KINDS = ("now", "first", "last", "before", "after", "total", "describe")
 
 _WORLD_CODE = ("vstream_ros/synthetic", "vstream_ros/images", "vstream_ros/memory/memory_config.py")
 _RECALL_CODE = (*_WORLD_CODE, *(
@@ -111,7 +110,8 @@ class Evaluation:
             return []
         strategies = [name for name in ANSWER_STRATEGIES if name in self._args.strategies]
         model = self._args.model
-        codes = dict.fromkeys(strategies, f"{code_of((*_RECALL_CODE, 'vstream_ros', 'benchmarks/memory_answers.py'))}")
+        code = code_of((*_RECALL_CODE, "vstream_ros", "benchmarks/memory_answers.py"))
+        codes = dict.fromkeys(strategies, code + weights_of(model))
         scenes = [self._seed + 200_000_000 + k for k in range(self._args.answers)]
         names = [f"answers/{model.strip('/').replace('/', '_')}_{scene}" for scene in scenes]
         self._measure(f"answers of {model}", names, codes, _answered, [(model, scene) for scene in scenes])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.memory_interface import TUBELET_FRAMES, Kept
-from benchmarks.memory_recall import CAMERA, CAMERA_SHARE, RATE_HZ, make_scene, play
+from benchmarks.memory_recall import ANSWER_KINDS, CAMERA, CAMERA_SHARE, RATE_HZ, make_scene, play
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.answers import Question
 from vstream_ros.engine.engine_config import EngineConfig
@@ -20,7 +20,6 @@ from vstream_ros.models.loader import load_model
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.shapes_questions import ask, readings, right
 
-KINDS = ("now", "first", "last", "before", "after", "total", "describe")
 MINUTES, WORLD = 10, "plain"
 MAX_NEW_TOKENS = 120
 
@@ -62,14 +61,17 @@ class Asker:
 def answers(
     model: str, seed: int, strategies: Sequence[str], minutes: float = MINUTES
 ) -> dict[str, list[dict[str, Any]]]:
-    """Play one scene and ask one question of each of ``KINDS``: by strategy, kind, question, answer, truth, right."""
+    """Play one scene and ask one question of each of ``ANSWER_KINDS``.
+
+    By strategy: objects with kind, question, answer, truth and right.
+    """
     loaded = load(model)
     camera = CAMERA if np.random.default_rng([seed, 401]).random() < CAMERA_SHARE else None
     scene = make_scene(WORLD, minutes, seed)
     shown, kept = play(scene, strategies, MemoryConfig(), camera=camera, size=loaded.frame_spec.fit(*CAMERA))
     facts, asker = readings(shown), Asker(loaded, RATE_HZ)
     given: dict[str, list[dict[str, Any]]] = {name: [] for name in strategies}
-    for number, kind in enumerate(KINDS):
+    for number, kind in enumerate(ANSWER_KINDS):
         qa = ask(kind, shown, np.random.default_rng([seed, 501, number]), facts)
         if qa is None:
             continue

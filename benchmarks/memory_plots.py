@@ -60,7 +60,7 @@ def _recall(rows: list[dict[str, Any]]) -> Figure:
 def _bar(panel: Axes, place: float, row: dict[str, Any], what: str, colour: str, alpha: float) -> None:
     share, (low, high) = 100 * row[what], (100 * bound for bound in row["ci95"][what])
     errors = [[max(share - low, 0.0)], [max(high - share, 0.0)]]
-    bar = {"color": colour, "alpha": alpha, "error_kw": {"linewidth": 0.8, "ecolor": "#333333"}}
+    bar: dict[str, Any] = {"color": colour, "alpha": alpha, "error_kw": {"linewidth": 0.8, "ecolor": "#333333"}}
     panel.barh(place, share, height=0.36, xerr=errors, **bar)
 
 

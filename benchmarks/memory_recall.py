@@ -35,13 +35,15 @@ FRAME_SIZE = (84, 112)
 CAMERA, CAMERA_SHARE = (480, 640), 0.05
 """Of the scenes are drawn at that size and scaled down by the node's own resize; it is 25 times the work."""
 PAST_KINDS = ("first", "last", "ever", "before", "after", "total", "describe")
+ANSWER_KINDS = ("now", "first", "last", "before", "after", "total", "describe")
+"""What a model is asked."""
 WORLDS = ("plain", "busy", "moving", "textured")
 SHAKES = (3 / 224, 10 / 224)
 """Widths."""
 
 
-def make_scene(world: str, minutes: int, seed: int) -> Scene:
-    """A scene of one of ``WORLDS``.
+def make_scene(world: str, minutes: float, seed: int) -> Scene:
+    """A scene of one of ``WORLDS``; raises ``ValueError`` for another.
 
     plain: at most 6 visits, as vstream-tiny knows it. busy: 20 or 50 visits. moving: the camera pans, or shakes by up
     to 3 or 10 of 224 pixels. textured: dull small objects before a textured wall.
@@ -51,10 +53,10 @@ def make_scene(world: str, minutes: int, seed: int) -> Scene:
     if world == "busy":
         visits = 20 if minutes <= 2 else int(rng.choice([20, 50]))
     elif world == "moving":
-        how = int(rng.integers(4))
-        texture = float(rng.uniform(0.0, 12.0))
-        moves = {"pan": float(rng.uniform(0.5, 1.5))} if how < 2 else {"shake": SHAKES[how - 2]}
-        conditions = Conditions(texture=texture, **moves)
+        how = int(rng.integers(2 * len(SHAKES)))
+        texture, reach = float(rng.uniform(0.0, 12.0)), float(rng.uniform(0.5, 1.5))
+        pans = how < len(SHAKES)
+        conditions = Conditions(texture, pan=reach if pans else 0.0, shake=0.0 if pans else SHAKES[how - len(SHAKES)])
     elif world == "textured":
         texture, contrast = float(rng.uniform(8.0, 20.0)), float(rng.uniform(0.4, 0.7))
         conditions = Conditions(texture=texture, contrast=contrast, diameters=(0.10, 0.15))
@@ -142,7 +144,7 @@ def _now(facts: Sequence[Facts]) -> str | None:
     return answer("now", "", facts)
 
 
-def recall(world: str, minutes: int, seed: int, strategies: Sequence[str]) -> dict[str, dict[str, Any]]:
+def recall(world: str, minutes: float, seed: int, strategies: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Play one scene and score each strategy: by name, the fields of ``Score``."""
     camera = CAMERA if np.random.default_rng([seed, 401]).random() < CAMERA_SHARE else None
     scene = make_scene(world, minutes, seed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.intervals import bootstrap, wilson
 
@@ -73,15 +73,17 @@ def show(report: dict[str, Any], console: Console) -> None:
     """Print the report as tables."""
     for minutes, world in dict.fromkeys((row["minutes"], row["world"]) for row in report["rows"]):
         rows = [row for row in report["rows"] if (row["minutes"], row["world"]) == (minutes, world)]
-        title = f"{minutes} min, {world}: {rows[0]['scenes']} scenes"
-        table = Table("strategy", "past, %", "visits, %", "now, %", "empty star, %", title=title)
+        title = f"{minutes} min, {world}, %"
+        columns = (Column(name, no_wrap=True) for name in ("strategy", "past", "visits", "now", "empty star"))
+        table = Table(*columns, title=title)
         for row in rows:
             past, visits = (f"{_percent(row[what])} ({_interval(row['ci95'][what])})" for what in ("past", "visits"))
             table.add_row(row["strategy"], past, visits, _percent(row["now"]), _percent(row["empty_star"]))
         console.print(table)
-        console.print(f"{rows[0]['n']['past']} questions about the past, {rows[0]['n']['visits']} visits")
+        n = rows[0]["n"]
+        console.print(f"{rows[0]['scenes']} scenes, {n['past']} questions about the past, {n['visits']} visits")
     if report["events"]:
-        table = Table("stream", "Hz", "kept", "false cuts in 1,000 frames", title="a brief event, 25 minutes later")
+        table = Table("stream", "Hz", "kept", "false cuts in 1,000 frames", title="a brief event, kept to the end")
         for row in report["events"]:
             table.add_row(
                 row["stream"], str(row["hz"]), f"{row['kept']} of {row['of']}", f"{row['false_cuts_per_1000']:g}"
@@ -122,4 +124,4 @@ def _percent(share: float) -> str:
 
 
 def _interval(bounds: Sequence[float]) -> str:
-    return f"{100 * bounds[0]:.0f} to {100 * bounds[1]:.0f}"
+    return f"{100 * bounds[0]:.0f}–{100 * bounds[1]:.0f}"

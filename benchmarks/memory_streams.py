@@ -1,7 +1,8 @@
 """A brief event in half an hour of nothing, seen under conditions that make a memory err. No model, no torch.
 
 A room without people; at minute 5 something small and coloured crosses it within 1.5 s; at minute 30 it is asked
-whether our memory still holds a tubelet of that. There is no cut in any of the streams: each scene change is a false one.
+whether our memory still holds a tubelet of that. There is no cut in any of the streams: each scene change is a false
+one.
 """
 
 from __future__ import annotations

@@ -21,13 +21,20 @@ def code_of(paths: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+def weights_of(model: str) -> str:
+    """A short digest that changes with a checkpoint, by its files' names, sizes and times; "" for one of a hub."""
+    folder = ROOT / "vstream_ros" / "models" / "vstream_tiny" if model == "vstream-tiny" else Path(model)
+    found = sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.glob("*.safetensors"))
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16] if found else ""
+
+
 class ResultCache:
     """JSON files, one for each scene, with entries each of which knows the code that made it. One process writes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def get(self, name: str, entry: str, code: str) -> Any | None:
+    def get(self, name: str, entry: str, code: str) -> Any:
         """What was put, if it was made by the same code; else None."""
         found = self._read(name).get(entry, {})
         return found.get("result") if found.get("code") == code else None

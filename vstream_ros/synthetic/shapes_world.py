@@ -292,7 +292,7 @@ class Scene:
 
         edges = [time_s for time_s in (visit.start_s, visit.end_s - 1e-6) if 0.0 <= time_s < self.duration_s]
         times = np.arange(visit.start_s, visit.end_s, 0.2)
-        return not any(visible(t) for t in edges) and max(visible(float(t)) for t in times) >= 1.0
+        return not any(visible(t) for t in edges) and max(visible(float(t)) for t in times) > 0.99
 
     def _log(self) -> list[Event]:
         events = []
