@@ -123,7 +123,9 @@ def _room(rng: np.random.Generator, widths: float) -> np.ndarray:
         other = corner + rng.integers(8, 60, 2)
         shade = base + rng.uniform(-50.0, 50.0) + rng.uniform(-12.0, 12.0, 3)
         cv2.rectangle(room, tuple(map(int, corner)), tuple(map(int, other)), tuple(map(float, shade)), -1)
-    pattern = rng.uniform(0.0, 20.0) * rng.standard_normal((height // 6, width // 6))
+    # From a plain wall to shelves full of things, as large as makes a shaken picture another one.
+    cell = int(rng.integers(6, 17))
+    pattern = rng.uniform(0.0, 45.0) * rng.standard_normal((height // cell, width // cell))
     room += cv2.resize(pattern, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
     return np.clip(cv2.GaussianBlur(room, (0, 0), 0.8), 15.0, 200.0).astype(np.uint8)
 
