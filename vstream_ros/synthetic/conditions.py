@@ -17,7 +17,7 @@ class Conditions:
     texture: float = 0.0
     """Deviation of a fine pattern on the wall that stays as it is, in grey levels, in [0, 60]."""
     contrast: float = 1.0
-    """Of the objects against the wall, in (0, 1]; 1: their full colour, 0 would be the wall's grey."""
+    """Of the objects against the wall, in [0.05, 1]; 1: their full colour, 0 would be the wall's grey."""
     diameters: tuple[float, float] = (0.20, 0.26)
     """Of the smallest and the largest object, in [0.05, 0.4]."""
     pan: float = 0.0
