@@ -21,13 +21,14 @@ TESTS ?= test/unit test/node test/system
 test: export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 test: export HYPOTHESIS_STORAGE_DIRECTORY := build/.hypothesis
 
-.PHONY: help env build lint test demo bench eval eval-node train-tiny clean
+.PHONY: help env build lint test demo bench eval eval-memory eval-node train-tiny clean
 
 help:
 	@echo 'make demo    replay coloured shapes to the node and check its answers (VIDEO=file MODEL=folder-or-hub-id QUESTION=text)'
 	@echo 'make test    lint, then the tests of all three tiers (TESTS="test/unit" for some; ROS_DISTRO=jazzy)'
 	@echo 'make bench   measure everything into build/bench*.json, on an otherwise idle machine: an hour or more'
 	@echo 'make eval    how often vstream-tiny is right, by kind of question, into build/eval.json'
+	@echo 'make eval-memory  what memory keeps, beside its rivals, into build/eval_memory.json: an hour (ARGS=--quick: a minute)'
 	@echo 'make eval-node  whether the node answers as offline inference does, into build/eval_node.json: ten minutes'
 	@echo 'make train-tiny  train vstream-tiny into build/tiny: some hours, resumable'
 	@echo 'make build   create the environment and build the package with colcon'
@@ -61,6 +62,9 @@ bench:
 
 eval:
 	@$(IN) python -m benchmarks.eval $(ARGS)
+
+eval-memory:
+	@$(IN) python -m benchmarks.eval_memory $(ARGS)
 
 eval-node:
 	@$(IN) python -m benchmarks.node_eval $(ARGS)

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from support.intervals import wilson
 from training.parallel import in_processes
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.answers import Question
@@ -69,16 +70,6 @@ class KindScore:
         low, high = wilson(self.right, self.n)
         accuracy = self.right / self.n if self.n else None
         return {**asdict(self), "accuracy": accuracy, "ci95": [round(low, 4), round(high, 4)]}
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; (0, 1) where nothing was counted."""
-    if n == 0:
-        return 0.0, 1.0
-    share = right / n
-    centre = share + z * z / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max((centre - spread) / (1 + z * z / n), 0.0), min((centre + spread) / (1 + z * z / n), 1.0)
 
 
 def clip_views(scene: Scene, tubelets: Sequence[Tubelet], start_ns: int = 0) -> list[View]:

@@ -16,6 +16,7 @@ from vstream_ros.synthetic.shapes_questions import (
     readings,
     right,
     running,
+    subject_of,
 )
 from vstream_ros.synthetic.shapes_world import Leg, Scene, Visit
 from vstream_ros.synthetic.sightings import Sighting, sightings
@@ -142,3 +143,40 @@ def test_phrasings():
     assert all(len(set(phrasings)) >= 3 for phrasings in PHRASINGS.values())
     assert right(" A red circle.", "a red circle")
     assert not right("a red square", "a red circle")
+
+
+def test_where_a_name_returns_only_what_makes_no_difference_is_asked():
+    """Red, blue, red again, green: was the second one another red circle, or the same?"""
+    views = [(sighting(0, RED),), (sighting(1, BLUE),), (sighting(2, RED),), (sighting(3, GREEN),)]
+    facts = readings(views)
+    assert len(facts) == 8
+    assert answer("first", "", facts) == "a red circle"
+    assert answer("last", "", facts) == "a green cross"
+    assert answer("ever", RED, facts) == "yes"
+    assert answer("now", "", facts) == "a green cross"
+    assert answer("before", BLUE, facts) == "a red circle"
+    assert answer("after", GREEN, facts) == "nothing"
+    for kind, subject in (("total", ""), ("describe", ""), ("before", RED), ("before", GREEN), ("after", BLUE)):
+        assert answer(kind, subject, facts) is None, (kind, subject)
+    assert answer("last", "", readings(views[:3])) is None
+
+
+def test_a_name_that_stays_is_one_object():
+    views = [(sighting(0, RED),), (sighting(0, RED), sighting(1, BLUE)), (sighting(0, RED),)]
+    assert len(readings(views)) == 4
+    assert answer("total", "", readings(views)) == "two"
+
+
+def test_there_is_no_number_beyond_ten():
+    names = sorted({(colour, shape) for colour in ("red", "blue", "green") for shape in ("circle", "square", "cross")})
+    names += [("yellow", "circle"), ("yellow", "square"), ("yellow", "cross")]
+    views = [(sighting(k, " ".join(name)),) for k, name in enumerate(names)]
+    assert answer("total", "", readings(views[:10])) == "ten"
+    assert answer("total", "", readings(views[:11])) is None
+
+
+def test_a_subject_comes_with_the_only_right_answer(story):
+    facts = readings(story)
+    subject, expected = subject_of("before", facts, np.random.default_rng(1))
+    assert answer("before", subject, facts) == expected
+    assert subject_of("before", readings([()]), np.random.default_rng(1)) is None

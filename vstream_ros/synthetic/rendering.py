@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _SUBPIXEL_BITS = 4
 _BACKGROUND_PERIOD_S = 20.0
 _LIGHT_KNOTS_S = 6.0
+WALL_LEVELS = (70, 150)
+"""Grey levels of the walls of all scenes."""
 
 
 def render(scene: Scene, time_s: float, size: tuple[int, int]) -> np.ndarray:
@@ -30,20 +32,23 @@ def render(scene: Scene, time_s: float, size: tuple[int, int]) -> np.ndarray:
     Returns:
         (height, width, 3) uint8 RGB. Depends on the arguments alone.
     """
-    image = _background(scene.seed, time_s, size)
+    conditions = scene.conditions
+    image = _background(scene.seed, time_s, size, conditions.texture)
+    if conditions.moves:
+        image = _moved(image, scene.camera.corner(time_s), scene.height)
     for visit in scene.visits:
-        centre = visit.centre(time_s)
+        centre = scene.centre(visit, time_s)
         if centre is not None:
-            _draw(image, visit, centre, scene.height)
+            _draw(image, visit, centre, scene.height, _dulled(COLOURS[visit.colour], scene.seed, conditions.contrast))
     return _camera(image, scene.seed, time_s)
 
 
 def silhouette(scene: Scene, visit: Visit, time_s: float, size: tuple[int, int]) -> np.ndarray:
     """(height, width) bool: the pixels that a visit's object covers by more than half. For tests on pixels."""
     canvas = np.zeros((*size, 3), dtype=np.uint8)
-    centre = visit.centre(time_s)
+    centre = scene.centre(visit, time_s)
     if centre is not None:
-        _draw(canvas, visit, centre, scene.height, rgb=(255, 255, 255))
+        _draw(canvas, visit, centre, scene.height, (255, 255, 255))
     return canvas[..., 0] > 127
 
 
@@ -52,11 +57,10 @@ def _draw(
     visit: Visit,
     centre: tuple[float, float],
     scene_height: float,
-    rgb: tuple[int, int, int] | None = None,
+    rgb: tuple[int, int, int],
 ) -> None:
     rows, columns = image.shape[:2]
     scale = np.array([columns, rows / scene_height])
-    rgb = COLOURS[visit.colour] if rgb is None else rgb
     points = (np.asarray(centre) + _outline(visit)) * scale
     # OpenCV counts from the pixels' centres.
     fixed = np.round((points - 0.5) * (1 << _SUBPIXEL_BITS)).astype(np.int32)
@@ -81,25 +85,55 @@ def _outline(visit: Visit) -> np.ndarray:
     return radius * points @ np.array([[cos, sin], [-sin, cos]])
 
 
+def _moved(image: np.ndarray, corner: tuple[float, float], scene_height: float) -> np.ndarray:
+    """What a camera sees of the wall whose corner is elsewhere; beyond its edges the wall goes on as in a mirror."""
+    rows, columns = image.shape[:2]
+    shift = np.array([[1.0, 0.0, corner[0] * columns], [0.0, 1.0, corner[1] / scene_height * rows]])
+    return cv2.warpAffine(
+        image, shift, (columns, rows), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT
+    )
+
+
+def _dulled(rgb: tuple[int, int, int], seed: int, contrast: float) -> tuple[int, int, int]:
+    """A colour on its way to the grey of the wall."""
+    if contrast == 1.0:
+        return rgb
+    grey = np.random.default_rng([seed, 2]).uniform(*WALL_LEVELS)
+    red, green, blue = (round(grey + contrast * (channel - grey)) for channel in rgb)
+    return red, green, blue
+
+
+@functools.lru_cache(maxsize=8)
+def _pattern(seed: int, deviation: float, size: tuple[int, int]) -> np.ndarray:
+    """(height, width, 1) float32: what is fine on a textured wall, as of bricks, leaves or a carpet."""
+    rng = np.random.default_rng([seed, 10])
+    layers = [
+        cv2.resize(rng.standard_normal(cells).astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+        for cells in ((24, 32), (48, 64))
+    ]
+    return deviation * sum(layers)[..., None]
+
+
 @functools.lru_cache(maxsize=64)
-def _wall(seed: int, step: int, size: tuple[int, int]) -> np.ndarray:
+def _wall(seed: int, step: int, size: tuple[int, int], texture: float) -> np.ndarray:
     """(height, width, 3) float32: the background as it is at the beginning of one period."""
     base = np.random.default_rng([seed, 2])
-    level, contrast = base.uniform(70, 150), base.uniform(8, 28)
+    level, contrast = base.uniform(*WALL_LEVELS), base.uniform(8, 28)
     tint = base.uniform(-12, 12, 3)
     # A pattern that stays, so that most of the texture does not move.
     still = 0.5 * contrast * base.standard_normal((7, 9, 1)) * np.ones(3)
     rng = np.random.default_rng([seed, 3, step])
     changing = level + tint + contrast * (rng.standard_normal((4, 5, 1)) + 0.25 * rng.standard_normal((4, 5, 3)))
     layers = [cv2.resize(g.astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC) for g in (still, changing)]
-    return np.clip(layers[0] + layers[1], 20, 210)
+    wall = layers[0] + layers[1]
+    return np.clip(wall + _pattern(seed, texture, size) if texture else wall, 20, 210)
 
 
-def _background(seed: int, time_s: float, size: tuple[int, int]) -> np.ndarray:
+def _background(seed: int, time_s: float, size: tuple[int, int], texture: float) -> np.ndarray:
     """A dull, uneven wall that slowly changes."""
     step, part = divmod(time_s / _BACKGROUND_PERIOD_S, 1.0)
     part = part * part * (3 - 2 * part)
-    before, after = _wall(seed, int(step), size), _wall(seed, int(step) + 1, size)
+    before, after = _wall(seed, int(step), size, texture), _wall(seed, int(step) + 1, size, texture)
     return cv2.addWeighted(before, 1 - part, after, part, 0.0).astype(np.uint8)
 
 

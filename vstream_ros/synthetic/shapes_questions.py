@@ -8,7 +8,7 @@ only where all readings agree on its answer; so every answer is right or wrong, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,17 +67,30 @@ class Facts:
 
 
 def readings(views: Sequence[View]) -> list[Facts]:
-    """All readings of a clip (see the module): 4, of which most clips make one and the same."""
+    """All readings of a clip (see the module): 4, of which most clips make one and the same.
+
+    Where an object's name returns it may be the same object again or another one like it: 8 readings. So "ever" and
+    "now" can be asked of every clip, the rest only where it makes no difference.
+    """
+    visits = {(s.visit.name, s.visit.index) for view in views for s in view}
+    identities: list[Callable[[Visit], Hashable]] = [lambda visit: visit.name]
+    if len({name for name, _ in visits}) < len(visits):
+        identities.append(lambda visit: visit.index)
+    return [reading for identity in identities for reading in _readings(views, identity)]
+
+
+def _readings(views: Sequence[View], identity: Callable[[Visit], Hashable]) -> list[Facts]:
+    """The readings if objects are told apart by ``identity``."""
     facts = []
     for certain in (True, False):
-        first: dict[str, tuple[int, Sighting]] = {}
+        first: dict[Hashable, tuple[int, Sighting]] = {}
         for k, view in enumerate(views):
             for sighting in view:
-                if (sighting.seen if certain else sighting.glimpsed) and sighting.visit.name not in first:
-                    first[sighting.visit.name] = (k, sighting)
+                if (sighting.seen if certain else sighting.glimpsed) and identity(sighting.visit) not in first:
+                    first[identity(sighting.visit)] = (k, sighting)
         last = views[-1]
         now = tuple(s for s in last if (s.here if certain else s.glimpsed))
-        motions = {name: sighting.motion for name, (_, sighting) in first.items()}
+        motions = {sighting.visit.name: sighting.motion for _, sighting in reversed(first.values())}
         for sign in (1, -1):
             ordered = sorted(first.values(), key=lambda item: (item[0], sign * item[1].visit.index))
             facts.append(Facts(tuple(sighting.visit for _, sighting in ordered), motions, now))
@@ -143,7 +156,7 @@ def _ever(facts: Facts, subject: str) -> str | None:
 
 def _neighbour(facts: Facts, subject: str, step: int) -> str | None:
     names = [visit.name for visit in facts.order]
-    if subject not in names:
+    if names.count(subject) != 1:
         return None
     place = names.index(subject) + step
     return _listed([names[place]]) if 0 <= place < len(names) else "nothing"
@@ -173,7 +186,7 @@ _ANSWERS: dict[str, Callable[[Facts, str], str | None]] = {
     "before": lambda facts, subject: _neighbour(facts, subject, -1),
     "after": lambda facts, subject: _neighbour(facts, subject, 1),
     "count": lambda facts, subject: NUMBERS[len(facts.now)],
-    "total": lambda facts, subject: NUMBERS[len(facts.order)],
+    "total": lambda facts, subject: NUMBERS[len(facts.order)] if len(facts.order) < len(NUMBERS) else None,
     "describe": _describe,
 }
 
@@ -223,18 +236,26 @@ def _subjects(kind: str, facts: Sequence[Facts], rng: np.random.Generator) -> li
     return subjects
 
 
+def subject_of(kind: str, facts: Sequence[Facts], rng: np.random.Generator) -> tuple[str, str] | None:
+    """A random subject that a question of a kind can be about, with its only right answer; None where there is none."""
+    for subject in _subjects(kind, facts, rng):
+        right = answer(kind, subject, facts)
+        if right is not None:
+            return subject, right
+    return None
+
+
 def ask(kind: str, views: Sequence[View], rng: np.random.Generator, facts: Sequence[Facts] | None = None) -> QA | None:
     """A random question of a kind about a clip; None where the clip supports none.
 
     ``facts``: ``readings(views)`` where they are known already.
     """
     facts = readings(views) if facts is None else facts
-    for subject in _subjects(kind, facts, rng):
-        right = answer(kind, subject, facts)
-        if right is not None:
-            phrasing = PHRASINGS[kind][int(rng.integers(len(PHRASINGS[kind])))]
-            return QA(kind, phrasing.format(subject), right)
-    return None
+    found = subject_of(kind, facts, rng)
+    if found is None:
+        return None
+    phrasing = PHRASINGS[kind][int(rng.integers(len(PHRASINGS[kind])))]
+    return QA(kind, phrasing.format(found[0]), found[1])
 
 
 def ask_all(views: Sequence[View], rng: np.random.Generator) -> list[QA]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vstream_ros.synthetic.conditions import CameraPath, Conditions
+
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 35, 35),
     "green": (35, 175, 50),
@@ -38,13 +40,17 @@ OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 MIN_SPEED, MAX_SPEED = 0.17, 0.25
 """Widths per second: between two frames at 2 Hz an object moves by 8.5 % to 12.5 % of the width. Slower motion than
 8 % a tubelet was not learnt by a small vision tower."""
-MIN_DIAMETER, MAX_DIAMETER = 0.20, 0.26
 MAX_TOGETHER = 3
 MAX_VISITS = 6
 """In one scene, unless it is told otherwise; each is another combination of colour and shape, so that a name means one
 object."""
 COUNTABLE = 10
 """Objects that the questions have a number for."""
+MOST_VISITS = 200
+"""In a scene whose names return."""
+LONGEST_S = 7200.0
+PAN_MARGIN = 0.4
+"""Widths outside of the image at which visits begin and end where the camera pans: it may turn towards them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Visit:
 
     @property
     def name(self) -> str:
-        """Such as ``red circle``; unique in its scene."""
+        """Such as ``red circle``; unique in its scene, unless names return."""
         return f"{self.colour} {self.shape}"
 
     @property
@@ -97,28 +103,34 @@ class Visit:
         return self.legs[-1].end_s
 
     def centre(self, time_s: float) -> tuple[float, float] | None:
-        """Centre (x, y) at a time, in widths; None before it comes and after it has gone."""
+        """Centre (x, y) in the world at a time, in widths; None before it comes and after it has gone.
+
+        In the image too, where the camera stands.
+        """
         if not self.start_s <= time_s < self.end_s:
             return None
         leg = next(leg for leg in self.legs if time_s < leg.end_s)
         return leg.at(time_s)
 
-    def visible(self, time_s: float, height: float) -> float:
-        """Part of its bounding square that is inside the image, in [0, 1]. ``height``: of the image, in widths."""
+    def visible(self, time_s: float, height: float, corner: tuple[float, float] = (0.0, 0.0)) -> float:
+        """Part of its bounding square that is inside the image, in [0, 1].
+
+        ``height``: of the image, in widths. ``corner``: where its top left corner is in the world.
+        """
         centre = self.centre(time_s)
         if centre is None:
             return 0.0
         half = self.diameter / 2
         parts = []
-        for position, size in zip(centre, (1.0, height), strict=True):
-            inside = min(position + half, size) - max(position - half, 0.0)
+        for position, edge, size in zip(centre, corner, (1.0, height), strict=True):
+            inside = min(position - edge + half, size) - max(position - edge - half, 0.0)
             parts.append(max(inside, 0.0) / self.diameter)
         return parts[0] * parts[1]
 
 
 @dataclass(frozen=True)
 class Event:
-    """One line of a scene's log."""
+    """One line of a scene's log. Of a moving camera's scene it tells where an object's path begins and ends."""
 
     time_s: float
     what: str
@@ -149,23 +161,29 @@ class Scene:
         gap_s: float | None = None,
         lead_s: float = 0.0,
         visits: int = MAX_VISITS,
+        names_return: bool = False,
+        conditions: Conditions | None = None,
     ) -> None:
-        """Plan the visits of ``duration_s`` seconds (2 to 600).
+        """Plan the visits of ``duration_s`` seconds (2 to 7200).
 
         ``aspect``: width over height. ``gap_s``: mean seconds between arrivals; by default so that about as many
         visits fit as the scene may have. ``lead_s``: nothing enters before. ``visits``: the most there are, at most
-        ``COUNTABLE``.
+        ``COUNTABLE``. ``names_return``: there may be as many as ``MOST_VISITS``, and when every name has been there
+        they come again; two of a name are never there together. ``conditions``: what makes it hard to watch.
         """
-        if not 2.0 <= duration_s <= 600.0:
-            raise ValueError(f"duration_s must be in [2, 600], got {duration_s}")
+        if not 2.0 <= duration_s <= LONGEST_S:
+            raise ValueError(f"duration_s must be in [2, {LONGEST_S:.0f}], got {duration_s}")
         if not 0.5 <= aspect <= 4.0:
             raise ValueError(f"aspect must be in [0.5, 4], got {aspect}")
-        if not 1 <= visits <= COUNTABLE:
-            raise ValueError(f"visits must be in [1, {COUNTABLE}], got {visits}")
+        most = MOST_VISITS if names_return else COUNTABLE
+        if not 1 <= visits <= most:
+            raise ValueError(f"visits must be in [1, {most}], got {visits}")
         self.seed = seed
         self.duration_s = duration_s
         self.height = 1.0 / aspect
         """Of the image, in widths."""
+        self.conditions = conditions or Conditions()
+        self.camera = CameraPath(seed, duration_s, self.conditions)
         rng = np.random.default_rng([seed, 1])
         if gap_s is None:
             gap_s = max(duration_s / visits, float(rng.uniform(2.0, 7.0)))
@@ -179,6 +197,18 @@ class Scene:
 
         return render(self, time_s, size)
 
+    def visible(self, visit: Visit, time_s: float) -> float:
+        """Part of a visit's object that the frame of that time shows, in [0, 1]."""
+        return visit.visible(time_s, self.height, self.camera.corner(time_s))
+
+    def centre(self, visit: Visit, time_s: float) -> tuple[float, float] | None:
+        """Where a visit's centre is in the frame of that time, in widths; None before it comes and after it is gone."""
+        place = visit.centre(time_s)
+        if place is None:
+            return None
+        x, y = self.camera.corner(time_s)
+        return place[0] - x, place[1] - y
+
     def stamps_s(self, rate_hz: float) -> list[float]:
         """Times of the frames that a camera of this rate takes of the scene."""
         return [k / rate_hz for k in range(int(self.duration_s * rate_hz + 1e-9))]
@@ -190,10 +220,12 @@ class Scene:
         # Scenes may begin with objects that are there already.
         time_s = lead_s + float(rng.uniform(-6.0, 1.5)) if lead_s == 0.0 else lead_s
         while time_s < self.duration_s - 1.0 and len(visits) < most:
+            if len(visits) == len(names):
+                names += rng.permutation(names[: len(all_names())]).tolist()
             for _ in range(12):
                 colour, shape = names[len(visits)]
                 visit = self._visit(rng, len(visits), colour, shape, time_s)
-                if visit.end_s > 1.0 and self._fits(visit, visits):
+                if visit.end_s > 1.0 and self._fits(visit, visits) and self._shows(visit):
                     visits.append(visit)
                     break
             time_s += float(rng.gamma(2.0, gap_s / 2.0)) + 0.3
@@ -201,17 +233,19 @@ class Scene:
 
     def _visit(self, rng: np.random.Generator, index: int, colour: str, shape: str, start_s: float) -> Visit:
         """One random visit that begins at ``start_s``."""
-        diameter = float(rng.uniform(MIN_DIAMETER, MAX_DIAMETER))
+        diameter = float(rng.uniform(*self.conditions.diameters))
         speed = float(rng.uniform(MIN_SPEED, MAX_SPEED))
         direction = str(rng.choice(list(DIRECTIONS)))
         size = {"left": 1.0, "right": 1.0, "up": self.height, "down": self.height}[direction]
         across = self.height if direction in ("left", "right") else 1.0
         half = diameter / 2
         lateral = float(rng.uniform(half + 0.02, across - half - 0.02))
-        begin, sign = (-half, 1.0) if direction in ("right", "down") else (size + half, -1.0)
+        outside = half + self.conditions.shake + (PAN_MARGIN if self.conditions.pan else 0.0)
+        begin, sign = (-outside, 1.0) if direction in ("right", "down") else (size + outside, -1.0)
+        x, y = self.camera.aim(start_s)
 
         def point(along: float) -> tuple[float, float]:
-            return (along, lateral) if direction in ("left", "right") else (lateral, along)
+            return (x + along, y + lateral) if direction in ("left", "right") else (x + lateral, y + along)
 
         # The turning point keeps the whole object inside the image.
         turn = float(rng.uniform(half + 0.02, size - half - 0.02))
@@ -220,7 +254,7 @@ class Scene:
         arrive_s = start_s + abs(turn - begin) / speed
         go_s = arrive_s + pause_s
         leaving = OPPOSITE[direction] if turns_back else direction
-        end = begin if turns_back else (size + half if sign > 0 else -half)
+        end = begin if turns_back else (size + outside if sign > 0 else -outside)
         legs = [Leg(start_s, arrive_s, *point(begin), direction, speed)]
         if pause_s:
             legs.append(Leg(arrive_s, go_s, *point(turn), None, 0.0))
@@ -235,6 +269,8 @@ class Scene:
             here = visit.centre(float(time_s))
             together = 1
             for other in others:
+                if other.name == visit.name:
+                    return False
                 there = other.centre(float(time_s))
                 if here is None or there is None:
                     continue
@@ -245,6 +281,18 @@ class Scene:
             if together > MAX_TOGETHER:
                 return False
         return True
+
+    def _shows(self, visit: Visit) -> bool:
+        """Whether a visit comes into the image from outside, is seen whole, and leaves it, while the camera pans."""
+        if not self.conditions.pan:
+            return True
+
+        def visible(time_s: float) -> float:
+            return visit.visible(time_s, self.height, self.camera.aim(time_s))
+
+        edges = [time_s for time_s in (visit.start_s, visit.end_s - 1e-6) if 0.0 <= time_s < self.duration_s]
+        times = np.arange(visit.start_s, visit.end_s, 0.2)
+        return not any(visible(t) for t in edges) and max(visible(float(t)) for t in times) > 0.99
 
     def _log(self) -> list[Event]:
         events = []

@@ -20,7 +20,7 @@ PLACE_MARGIN = 0.035
 
 @dataclass(frozen=True)
 class Sighting:
-    """One object in one tubelet. x and y in widths."""
+    """One object in one tubelet. x and y in widths, in the image."""
 
     visit: Visit
     before: float
@@ -31,7 +31,8 @@ class Sighting:
     y: float
     """Centre in the second frame; in the first where it has left by then."""
     motion: str | None
-    """Direction between the frames, ``nowhere`` where it stands, None where it can't be told."""
+    """Direction between the frames, before the wall where the camera moves; ``nowhere`` where it stands, None where it
+    can't be told."""
 
     @property
     def seen(self) -> bool:
@@ -60,10 +61,10 @@ def sightings(scene: Scene, first_s: float, second_s: float) -> tuple[Sighting, 
     """All objects of which a trace can be seen in a tubelet of two frames at these times; equal times: one frame."""
     found = []
     for visit in scene.visits:
-        before, after = visit.visible(first_s, scene.height), visit.visible(second_s, scene.height)
+        before, after = scene.visible(visit, first_s), scene.visible(visit, second_s)
         if max(before, after) <= 0.0:
             continue
-        centre = visit.centre(second_s) if after > 0.0 else visit.centre(first_s)
+        centre = scene.centre(visit, second_s if after > 0.0 else first_s)
         assert centre is not None
         found.append(Sighting(visit, before, after, *centre, _motion(visit, first_s, second_s)))
     return tuple(found)
