@@ -56,6 +56,8 @@ demo:
 bench:
 	@$(IN) python -m benchmarks.slides
 	@$(IN) python -m benchmarks.camera
+	@$(IN) python -m benchmarks.cameras_cpu
+	@$(IN) python -m benchmarks.clients
 	@$(IN) python -m benchmarks.latency
 	@$(IN) python -m benchmarks.endurance
 	@$(IN) python -m benchmarks.equality
