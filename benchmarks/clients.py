@@ -1,7 +1,8 @@
 """Many clients at once: is every question answered or told BUSY? ``python -m benchmarks.clients``
 
 The installed node with a small random-weight model, and crowds of clients in processes of their own with rclpy's
-default QoS. DDS hands every reply to every client, so the time that a crowd takes grows with its square.
+default QoS. DDS hands every reply to every client, so the time that a crowd takes grows with its square. What a client
+of depth 10 overwrites in its own queue by 1,000 calls in a row, no service ever sees: that row may not be 0.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from support.ros_client import DOMAIN, Planner, image, isolate_ros, wait_until, 
 from vstream_ros.demo.session import TOPIC, node_session
 from vstream_ros.msg import CacheStatus
 
+BEYOND_ITS_DEPTH = "1,000 calls of 1 client"
 CROWDS = {
     "200 clients in 10 processes": Crowd(10, 20),
     "200 clients in 1 process": Crowd(1, 200),
     "500 clients in 10 processes": Crowd(10, 50),
     "500 clients in 1 process": Crowd(1, 500),
-    "1,000 calls of 1 client": Crowd(1, 1, 1000),
+    BEYOND_ITS_DEPTH: Crowd(1, 1, 1000),
     "1,000 calls of 1 client, depth 1,000": Crowd(1, 1, 1000, depth=1000),
 }
 FRAMES = 8
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     out.print(table)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(rows, indent=2) + "\n")
-    return int(any(row["codes"][UNANSWERED] for row in rows.values()))
+    return int(any(row["codes"][UNANSWERED] for name, row in rows.items() if name != BEYOND_ITS_DEPTH))
 
 
 def show_frames() -> None:

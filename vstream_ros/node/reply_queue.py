@@ -20,10 +20,14 @@ from rclpy.utilities import get_rmw_implementation_identifier
 
 BURST = 5
 """Replies that may go out at once: half of what a client with rclpy's default QoS keeps."""
-REPLY_PERIOD_S = 0.001
+REPLY_PERIOD_S = 0.003
 """Between further replies, for the client's executor to take one. And as long as it takes for ..."""
 PERIOD_PER_CLIENT_S = 0.0002
 """... each client object of the busiest process, because every one of them has to take every reply."""
+QUIET_S = 0.05
+"""Refusals wait for so long without a further one: who makes many calls in a row takes nothing meanwhile."""
+LONGEST_QUIET_S = 1.0
+"""... but no longer than this, whoever calls."""
 TICK_S = 0.005
 DISCOVERY_TIMEOUT_S = 5.0
 """How long a reply waits for its client to be discovered."""
@@ -81,6 +85,8 @@ class ReplyQueue:
         self._refusals: deque[_Reply] = deque()
         self._undiscovered: list[_Reply] = []
         """Replies to clients that aren't known yet."""
+        self._quiet_at = 0.0
+        """When no refusal has been added for ``QUIET_S``."""
         self._clients = _Clients(node, service_name)
         self._pace = _Pace()
         self._weight = weight
@@ -100,6 +106,8 @@ class ReplyQueue:
             refusal: it may wait until all that are none are sent.
         """
         self._queue(_Reply(guid_of(header), send, refusal))
+        if refusal:
+            self._quiet_at = time.monotonic() + QUIET_S
         self._send_replies()
 
     def destroy(self) -> None:
@@ -109,6 +117,12 @@ class ReplyQueue:
     def _queue(self, reply: _Reply) -> None:
         (self._refusals if reply.refusal else self._answers).append(reply)
 
+    def _sendable(self, now: float) -> deque[_Reply]:
+        if self._answers or len(self._refusals) <= BURST:
+            return self._answers or self._refusals
+        held = now < min(self._quiet_at, self._refusals[0].ready_at + LONGEST_QUIET_S)
+        return self._answers if held else self._refusals
+
     def _send_replies(self) -> None:
         if self._clients.look():
             undiscovered, self._undiscovered = self._undiscovered, []
@@ -116,7 +130,7 @@ class ReplyQueue:
                 self._queue(reply)
         now = time.monotonic()
         period_s = self._weight * self._clients.period_s
-        while (queue := self._answers or self._refusals) and self._pace.may_send(now, period_s):
+        while (queue := self._sendable(now)) and self._pace.may_send(now, period_s):
             reply = queue.popleft()
             waits = now - reply.ready_at < DISCOVERY_TIMEOUT_S
             if waits and not self._clients.knows(reply.guid):

@@ -1,0 +1,72 @@
+"""The order and the pace in which replies go out."""
+
+from __future__ import annotations
+
+import pytest
+
+from vstream_ros.node.reply_queue import BURST, LONGEST_QUIET_S, QUIET_S, ReplyQueue, _Pace
+
+
+class Gate:
+    """A pace that a test opens."""
+
+    def __init__(self):
+        self.open = False
+
+    def may_send(self, now, period_s):
+        return self.open
+
+
+@pytest.fixture
+def queue(planner):
+    made = ReplyQueue(planner.node, "/vstream/ask")
+    made._pace = Gate()
+    yield made
+    made.destroy()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1_000.0]
+    monkeypatch.setattr("vstream_ros.node.reply_queue.time.monotonic", lambda: now[0])
+    return now
+
+
+def test_a_burst_and_then_one_in_each_period():
+    pace = _Pace()
+    assert [pace.may_send(100.0, 0.5) for _ in range(BURST + 1)] == [True] * BURST + [False]
+    assert not pace.may_send(100.4, 0.5)
+    assert pace.may_send(100.5, 0.5)
+    assert not pace.may_send(100.5, 0.5)
+    assert [pace.may_send(1_000.0, 0.5) for _ in range(BURST + 1)] == [True] * BURST + [False]  # it saves no more
+
+
+def test_answers_pass_refusals(queue, clock):
+    sent = []
+    for name in ("busy 1", "busy 2", "answer 1", "answer 2"):
+        queue.add(None, lambda name=name: sent.append(name), refusal=name.startswith("busy"))
+    assert (sent, len(queue)) == ([], 4)
+    queue._pace.open = True
+    queue._send_replies()
+    assert (sent, len(queue)) == (["answer 1", "answer 2", "busy 1", "busy 2"], 0)
+
+
+def test_many_refusals_wait_until_the_calls_end_but_not_for_ever(queue, clock):
+    sent = []
+    for index in range(BURST + 3):
+        queue.add(None, lambda index=index: sent.append(index), refusal=True)
+    queue._pace.open = True
+    clock[0] += QUIET_S / 2
+    queue._send_replies()
+    assert sent == []
+    clock[0] += QUIET_S
+    queue._send_replies()
+    assert sent == list(range(BURST + 3))
+
+    queue._pace.open = False
+    calls = int(LONGEST_QUIET_S / (QUIET_S / 2)) + 2
+    for index in range(calls):  # calls that never end
+        clock[0] += QUIET_S / 2
+        queue._pace.open = index == calls - 1
+        queue.add(None, lambda index=index: sent.append(f"late {index}"), refusal=True)
+    assert "late 0" in sent
