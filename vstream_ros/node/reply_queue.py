@@ -20,10 +20,10 @@ from rclpy.utilities import get_rmw_implementation_identifier
 
 BURST = 5
 """Replies that may go out at once: half of what a client with rclpy's default QoS keeps."""
-REPLY_PERIOD_S = 0.003
-"""Between further replies, for the client's executor to take one. And as long as it takes for ..."""
-PERIOD_PER_CLIENT_S = 0.0002
-"""... each client object of the busiest process, because every one of them has to take every reply."""
+PROCESS_PERIOD_S = 0.003
+"""How long a client process needs for a reply, on a machine with other work: a round of its executor ..."""
+CLIENT_PERIOD_S = 0.0002
+"""... and this for each client object in it, because every one of them has to take every reply."""
 QUIET_S = 0.05
 """Refusals wait for so long without a further one: who makes many calls in a row takes nothing meanwhile."""
 LONGEST_QUIET_S = 1.0
@@ -175,9 +175,8 @@ class _Clients:
         self._looked_at = float("-inf")
         # There a request's GUID is that of its client's reader.
         self._comparable = get_rmw_implementation_identifier().startswith("rmw_fastrtps")
-        self.period_s = REPLY_PERIOD_S
-        """Between two replies. Every client object takes each of them, those of one process one after another, and the
-        processors have other work too."""
+        self.period_s = PROCESS_PERIOD_S
+        """Between two replies: what the busiest process needs, or all of them on the processors that there are."""
 
     def look(self) -> bool:
         """Look whether it is time to; returns whether it was."""
@@ -189,8 +188,9 @@ class _Clients:
         self._readers = frozenset(bytes(reader.endpoint_gid[:GUID_BYTES]) for reader in found)
         processes = Counter(reader[:PARTICIPANT_BYTES] for reader in self._readers)
         processors = os.cpu_count() or 1
-        clients = max([*processes.values(), len(self._readers) / processors])
-        self.period_s = (REPLY_PERIOD_S + PERIOD_PER_CLIENT_S * clients) * max(1.0, os.getloadavg()[0] / processors)
+        busiest_s = PROCESS_PERIOD_S + CLIENT_PERIOD_S * max(processes.values(), default=0)
+        all_s = PROCESS_PERIOD_S * len(processes) + CLIENT_PERIOD_S * len(self._readers)
+        self.period_s = max(busiest_s, all_s / processors) * max(1.0, os.getloadavg()[0] / processors)
         return True
 
     def knows(self, guid: bytes | None) -> bool:
