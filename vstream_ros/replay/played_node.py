@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vstream_ros.replay.flow_control import FlowControl
-
-if TYPE_CHECKING:
-    from rclpy.node import Node
 
 PROGRESS_TIMEOUT_S = 5.0
 """From a node's being seen until it has told how many images it took."""
@@ -19,10 +16,10 @@ POLL_S = 0.02
 class PlayedNode:
     """Listens on the player's node, which must be spun by another thread than the one that waits here."""
 
-    def __init__(self, node: Node, name: str, flow: FlowControl, stop: threading.Event, *, progress: bool) -> None:
+    def __init__(self, node: Any, name: str, flow: FlowControl, stop: threading.Event, *, progress: bool) -> None:
         """
         Args:
-            node: the player's.
+            node: the player's ``rclpy.node.Node``.
             name: of the node that is played to, with its namespace.
             flow: is told what that node takes, where ``progress`` is wanted.
             stop: ends every wait.
