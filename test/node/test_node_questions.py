@@ -283,7 +283,9 @@ def test_the_action_answers_with_feedback_on_the_way(watching, planner):
     counts = [entry.new_tokens for entry in feedback]
     assert counts
     assert counts == sorted(counts)
-    assert all(entry.text and outcome.result.answer.startswith(entry.text) for entry in feedback)
+    assert all(entry.text for entry in feedback)
+    # The last character may be one of several tokens of which only the first have come: it shows as U+FFFD until then.
+    assert all(outcome.result.answer.startswith(entry.text.rstrip("\ufffd")) for entry in feedback)
     assert max(counts) <= 100
 
 
