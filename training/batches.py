@@ -1,6 +1,6 @@
 """Batches for stage 2 of the training: clips with their questions as tensors, and what the tokens on the way are told.
 
-The positions are the engine's: true times for the video tokens, text after the video at start + max(rows, columns).
+The positions are the engine's: true times for the video tokens, text after the video at the greatest position + 1.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ there were in all."""
 SEEN_LAYER = 4
 """After which it tells of each name whether it has been there. Attention is bad at counting; what is in that set has
 been there, and its size is how many there were."""
-TOKEN_TARGETS: dict[int, int] = {2: IDENTITIES, 3: 3, 5: IDENTITIES}
+TOKEN_TARGETS: dict[int, int] = {2: IDENTITIES, 3: 3, 5: IDENTITIES, 6: MAX_VISITS + 1}
 """What the token with an object's centre tells: which object it is; whether it is new, old, or there is none; if it is
-new, what came before it. So what came before or after an object is found in one look, however far away."""
+new, what came before it, and which in the order of arrival it is. So what came before or after an object is found in
+one look, however far away, and how many came in all by the last of them."""
 TEXT_LAYER = 2
 """After which a name in a question or an answer tells the same as the object's own token."""
 FACTS_LAYER = 6
@@ -148,7 +149,8 @@ class BatchMaker:
             positions[1, k, start : len(prefix)] = start + np.tile(row, tubelets)
             positions[2, k, start : len(prefix)] = start + np.tile(column, tubelets)
             length = len(q_ids)
-            positions[:, k, len(prefix) : len(prefix) + length] = start + max(CELLS) + np.asarray(q_offsets)
+            greatest = max(int(times[-1]), rows - 1, columns - 1)
+            positions[:, k, len(prefix) : len(prefix) + length] = start + greatest + 1 + np.asarray(q_offsets)
             ids[k, :length], owner[k, :length] = torch.tensor(q_ids), torch.tensor(q_owner)
             targets[k, :length], weights[k, :length] = torch.tensor(q_targets), torch.tensor(q_weights)
         causal = torch.ones(longest, longest, dtype=torch.bool).tril()
@@ -212,6 +214,7 @@ def _token_labels(clip: PooledClip, states: Sequence[Running]) -> dict[int, np.n
     identity = np.full((len(states), TOKENS), NOTHING)
     novelty = np.full((len(states), TOKENS), NOTHING)
     previous = np.full((len(states), TOKENS), IGNORE)
+    place = np.full((len(states), TOKENS), IGNORE)
     seen: frozenset[str] = frozenset()
     doubtful: frozenset[str] = frozenset()
     for k, (view, state) in enumerate(zip(clip.views, states, strict=True)):
@@ -229,8 +232,9 @@ def _token_labels(clip: PooledClip, states: Sequence[Running]) -> dict[int, np.n
                 novelty[k, token] = NEW
                 if name == state.arrived:
                     previous[k, token] = _class(state.previous)
+                    place[k, token] = IGNORE if state.total is None else state.total
         seen, doubtful = state.seen, state.doubtful
-    return {2: identity.ravel(), 3: novelty.ravel(), 5: previous.ravel()}
+    return {2: identity.ravel(), 3: novelty.ravel(), 5: previous.ravel(), 6: place.ravel()}
 
 
 def _seen_labels(states: Sequence[Running]) -> np.ndarray:

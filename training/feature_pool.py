@@ -57,15 +57,18 @@ def join(clips: Sequence[PooledClip], gaps_s: Sequence[int]) -> PooledClip:
 
 
 def remembered(scene: Scene, end_s: int, rng: np.random.Generator) -> list[int]:
-    """Seconds of the tubelets that a memory of 10 star and 10 stream tubelets holds after ``end_s`` seconds.
+    """Seconds of the tubelets that a memory of the default sizes, or a little less, holds after ``end_s`` seconds.
 
-    The node's own store decides, on an importance guessed from what moves instead of from pixels.
+    The node's own store decides, on an importance guessed from what moves instead of from pixels: an object that
+    stands is background.
     """
-    store = StarStream(star=int(rng.integers(6, 11)), window=int(rng.integers(6, 11)), slide=8)
+    store = StarStream(star=int(rng.integers(10, 16)), window=int(rng.integers(4, 7)), slide=8)
     nothing = np.zeros((0,), dtype=np.uint8)
+    vivid = {visit.name: float(np.exp(rng.uniform(np.log(0.02), np.log(0.3)))) for visit in scene.visits}
     for second in range(end_s):
-        moving = sum(s.motion not in ("nowhere", None) for s in sightings(scene, second, second + FRAME_GAP_S))
-        importance = 0.1 + 0.2 * moving + float(rng.uniform(0.0, 0.08))
+        seen = sightings(scene, second, second + FRAME_GAP_S)
+        moving = sum(vivid[s.visit.name] for s in seen if s.motion not in ("nowhere", None))
+        importance = moving * float(rng.uniform(0.5, 1.0)) + float(rng.uniform(0.0, 0.004))
         store.append(Tubelet(second, "", nothing, (), second * NANOSECONDS, importance))
     return [tubelet.time_ns // NANOSECONDS for tubelet in store.star + store.stream]
 
@@ -77,8 +80,8 @@ def draw_scene(seed: int, long: bool) -> tuple[np.ndarray, tuple[View, ...], tup
     """
     rng = np.random.default_rng([seed, 200])
     if long:
-        scene = Scene(seed, float(np.exp(rng.uniform(np.log(40.0), np.log(600.0)))))
-        seconds = remembered(scene, int(rng.integers(20, int(scene.duration_s) + 1)), rng)
+        scene = Scene(seed, float(np.exp(rng.uniform(np.log(20.0), np.log(3600.0)))))
+        seconds = remembered(scene, int(rng.integers(int(min(20.0, scene.duration_s)), int(scene.duration_s) + 1)), rng)
     else:
         visits = int(rng.integers(1, MAX_VISITS + 1))
         scene = Scene(seed, 30.0, gap_s=float(rng.uniform(2.0, 8.0)), visits=visits)

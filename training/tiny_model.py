@@ -91,3 +91,9 @@ def write_checkpoint(model: Any, processor: Qwen2_5_VLProcessor, folder: Path) -
     half.generation_config = model.generation_config
     half.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Give ``model`` the weights of a checkpoint of the same architecture. Raises ``RuntimeError`` for another."""
+    stored = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model.load_state_dict(stored.state_dict())

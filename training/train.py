@@ -1,7 +1,10 @@
-"""Training of vstream-tiny from nothing: ``python -m training.train --out FOLDER``.
+"""Training of vstream-tiny: ``python -m training.train --out FOLDER``.
 
 Two stages, each of which goes on where it was interrupted; a third run finds all done and writes the checkpoint again.
 The state of the training stands in ``FOLDER/training``, the checkpoint in ``FOLDER``. CPU only, seeds fixed.
+
+With ``--start-from CHECKPOINT`` the vision tower stays that checkpoint's, and its language model is trained further, by
+a shorter plan: when what a memory keeps has changed.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from training.feature_pool import FeaturePool
-from training.tiny_model import make_model, write_checkpoint
+from training.tiny_model import load_weights, make_model, write_checkpoint
 from training.train_language import LanguagePlan, measure_language, train_language
 from training.train_vision import VisionPlan, train_vision
 
@@ -37,6 +40,7 @@ def train(
     scenes: tuple[int, int],
     console: Console,
     *,
+    start_from: Path | None = None,
     held_out: int = HELD_OUT,
     batches: int = 40,
     compiled: bool = False,
@@ -49,6 +53,7 @@ def train(
         vision: stage 1.
         language: stage 2.
         scenes: dense and long ones that stage 2's clips are made of.
+        start_from: a checkpoint whose weights are trained further by stage 2 alone; ``vision`` is then not used.
         console: for progress and the last figures.
         held_out: scenes of each sort that the last figures are taken on.
         batches: of held-out clips for the last figures.
@@ -58,8 +63,12 @@ def train(
     state = folder / "training"
     state.mkdir(parents=True, exist_ok=True)
     model, processor = make_model(vision.seed)
+    figures: dict[str, dict[str, float]] = {}
+    if start_from is not None:
+        load_weights(model, start_from)
     with _progress(console) as progress:
-        figures = {"vision": _vision(model, state, vision, progress)}
+        if start_from is None:
+            figures["vision"] = _vision(model, state, vision, progress)
         pool = FeaturePool(model.model.visual, POOL_SEED)
         fresh = FeaturePool(model.model.visual, HELD_OUT_SEED)
         task = progress.add_task("encoding scenes", total=sum(scenes) + 2 * held_out, figures="")
@@ -107,9 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train vstream-tiny on the shapes world.")
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="FOLDER", help="of the checkpoint; resumed where it exists")
+    add("--start-from", type=Path, metavar="CHECKPOINT", help="train its language model further, and nothing else")
     add("--threads", type=int, default=LanguagePlan.batches, metavar="N", help="for the language (default %(default)s)")
     add("--vision-steps", type=int, default=VisionPlan.steps, metavar="N", help="(default %(default)s)")
-    add("--language-steps", type=int, default=LanguagePlan.steps, metavar="N", help="(default %(default)s)")
+    add("--language-steps", type=int, metavar="N", help="(default: the plan's)")
     add("--scenes", type=int, nargs=2, default=(DENSE_SCENES, LONG_SCENES), metavar=("DENSE", "LONG"))
     add(
         "--compile",
@@ -122,9 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(1)
     np.seterr(all="raise", under="ignore")
     vision = dataclasses.replace(VisionPlan(), steps=args.vision_steps)
-    language = dataclasses.replace(LanguagePlan(), steps=args.language_steps)
+    language = LanguagePlan() if args.start_from is None else LanguagePlan.continued()
+    language = dataclasses.replace(language, steps=args.language_steps or language.steps)
     scenes = (args.scenes[0], args.scenes[1])
-    train(args.out, vision, language, scenes, Console(), compiled=args.compile, threads=args.threads)
+    train(
+        args.out, vision, language, scenes, Console(),
+        start_from=args.start_from, compiled=args.compile, threads=args.threads,
+    )  # fmt: skip
     return 0
 
 

@@ -46,6 +46,11 @@ class LanguagePlan:
     aux_weight: float = 1.0
     seed: int = 12
 
+    @classmethod
+    def continued(cls) -> LanguagePlan:
+        """For a model that has been trained: clips as a memory has them, and smaller steps."""
+        return cls(steps=2_000, stages=((0.0, 28, 0.7),), learning_rate=1e-3, seed=13)
+
     def clips(self, tubelets: int) -> int:
         """How many clips of that length are in a batch."""
         return max(self.token_budget // (TOKENS * tubelets + 20 * self.questions), 4)

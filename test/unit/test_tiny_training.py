@@ -86,10 +86,7 @@ def test_isolated_questions_get_the_logits_that_the_engine_computes(untrained, p
         for k, s in enumerate(clip.seconds)
     )
     for number, qa in enumerate(qas):
-        # Training takes the installed transformers' rule for the text behind a video.
-        prompt = video.build_prompt(
-            [Segment(tubelets, 1.0, 0)], qa.question, true_time=True, text_positions="transformers"
-        )
+        prompt = video.build_prompt([Segment(tubelets, 1.0, 0)], qa.question, true_time=True)
         cache = video.new_cache()
         video.prefill(prompt, len(prompt) - 1, [TubeletFeatures(f) for f in clip.features], cache)
         with torch.no_grad():

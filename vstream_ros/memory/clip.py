@@ -48,7 +48,7 @@ class Tubelet:
     time_ns: int
     """Stamp of the first frame, snapped to its slot on the sampling grid."""
     importance: float
-    """0.7 · motion + 0.3 · complexity by default, in [0, 1]; the maximum over its frames."""
+    """0.7 · motion + 0.3 · complexity by default, >= 0; the maximum over its frames."""
     scene_change: bool = False
     key: bool = False
     """Handed over as important by a caller (``update_star_memory``), not found so by its pixels."""
@@ -110,7 +110,7 @@ class FrameStatus:
         if self.cleared:
             parts.append(f"memory cleared: {self.cleared}")
         if self.kept:
-            parts.append(f"importance {self.importance:.2f}" + (", scene change" if self.scene_change else ""))
+            parts.append(f"importance {self.importance:.3f}" + (", scene change" if self.scene_change else ""))
         parts.append(
             f"star {self.star_frames}/{self.star_capacity}, stream {self.stream_frames}/{self.stream_capacity}"
         )

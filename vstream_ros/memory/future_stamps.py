@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.held_frames import HeldState
-from vstream_ros.memory.importance import Thumbnail
+from vstream_ros.memory.importance import FrameScorer
 from vstream_ros.memory.sampling import Sampler
 
 Clock = Callable[[], int]
@@ -62,7 +62,7 @@ class Trial:
 
     held: HeldState
     sampler: Sampler
-    thumbnail: Thumbnail | None
+    scorer: FrameScorer
     frames_kept: int
     frames_left: int = CONFIRMING_FRAMES - 1
     """Frames that still have to go on from the one on trial until it is believed."""

@@ -1,11 +1,13 @@
 """How much a frame tells: motion, complexity and scene changes, from a thumbnail.
 
-``importance = 0.7 * motion + 0.3 * complexity`` by default; other weights are divided by their sum, so that it stays
-in [0, 1].
+``importance = 0.7 * motion + 0.3 * complexity`` by default; other weights are divided by their sum. Both are measured
+against what the camera usually sees, in units of the picture's median: near 0 where nothing happens, whatever the
+scene's texture, light and noise; not bounded above.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable
@@ -16,6 +18,9 @@ import numpy as np
 
 from vstream_ros.errors import ConfigError
 from vstream_ros.images.resize import resize_rgb
+from vstream_ros.memory.activity import CELLS, DARKEST, THUMBNAIL, ActivityMeter
+from vstream_ros.memory.camera_motion import moved_onto
+from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.memory_config import MemoryConfig
 
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -23,44 +28,30 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 LOGGER = logging.getLogger(__name__)
 
-THUMBNAIL_SIDE = 48
-"""Fine enough for texture and a small object's motion, coarse enough to average the sensor's noise away."""
-LAYOUT_SIDE = 12
-"""Coarse enough that a pan or one moving object leaves most of the layout standing."""
-MOTION_SCALE = 0.05
-"""Mean grey difference, of 1, at which motion is 0.63. Medians at 2 Hz: pedestrians, fixed camera 0.23; street 0.75."""
-COMPLEXITY_SCALE = 0.05
-"""Mean grey step between neighbours in the thumbnail, of 1, at which complexity is 0.63."""
+TEXTURE_S = 10.0
+"""Time constant of the texture that a camera usually sees."""
 SSIM_C1, SSIM_C2 = (0.01 * 255.0) ** 2, (0.03 * 255.0) ** 2
 """The constants of Wang, Bovik, Sheikh, Simoncelli: Image quality assessment, IEEE TIP 13(4), 2004."""
 
 
 @dataclass(frozen=True)
-class Thumbnail:
-    """All that is kept of a frame to compare the next one with (about 6 kB)."""
-
-    grey: np.ndarray
-    """(48, 48) uint8."""
-    layout: np.ndarray
-    """(12 * 12 * 3,) float64 in [0, 255]: the mean colour of each part of the frame."""
-    embedding: np.ndarray | None = None
-    """(n,) float64 of length 1; None unless a callback made a usable one."""
-
-
-@dataclass(frozen=True)
 class Score:
-    """What one frame is worth. All values in [0, 1]."""
+    """What one frame is worth."""
 
     importance: float
+    """>= 0"""
     motion: float
+    """>= 0: local change that is unusual for this camera, the camera's own motion taken out (``ActivityMeter``)."""
     complexity: float
+    """>= 0: by how much the frame's texture exceeds what this camera usually sees."""
     change: float
-    """How far the frame's layout is from the previous frame's; from ``scene_threshold`` on it is a new scene."""
+    """How far the frame's layout is from the previous frame's, in [0, 1]; from ``scene_threshold`` on it is a new
+    scene."""
     scene_change: bool
 
 
 class FrameScorer:
-    """Scores each kept frame against the kept frame before it. Not thread-safe; about 0.2 ms for a 448x252 frame."""
+    """Scores each kept frame against what was seen before it. Not thread-safe."""
 
     def __init__(self, config: MemoryConfig, embed: Embed | None = None) -> None:
         """``embed``: for ``selection_method="semantic"``, which raises ``ConfigError`` without it."""
@@ -72,36 +63,57 @@ class FrameScorer:
         self._config = config
         self._embed = embed if config.selection_method == "semantic" else None
         self._embed_failures = 0
-        self.previous: Thumbnail | None = None
-        """Of the last frame that was scored; None: the next one is the first."""
+        self.reset()
 
     def reset(self) -> None:
         """The next frame is the first: it is compared with nothing, its motion is 0."""
-        self.previous = None
+        self._meter = ActivityMeter()
+        self._before: np.ndarray | None = None
+        """The previous frame's thumbnail, as if the camera had not moved."""
+        self._embedded: np.ndarray | None = None
+        self._usual_texture: float | None = None
+        self._scored_ns = 0
 
-    def score(self, frame: np.ndarray) -> Score:
-        """Score ``frame``, (H, W, 3) uint8 RGB, which is not changed, and remember it as the previous one."""
-        current, previous = self._thumbnail(frame), self.previous
-        self.previous = current
-        complexity = texture(current.grey)
-        motion = 0.0 if previous is None else self._motion(previous, current)
-        change = 0.0 if previous is None else layout_change(previous.layout, current.layout)
+    def copy(self) -> FrameScorer:
+        """A scorer that goes on from here by itself."""
+        other = copy.copy(self)
+        other._meter = self._meter.copy()
+        return other
+
+    def score(self, frame: np.ndarray, stamp_ns: int) -> Score:
+        """Score ``frame``, (H, W, 3) uint8 RGB, which is not changed. ``stamp_ns`` rises from call to call."""
+        small = resize_rgb(frame, THUMBNAIL)
+        activity = self._meter.observe(small, stamp_ns / NANOSECONDS)
+        motion = self._semantic_motion(frame, activity.value)
+        complexity = self._unusual_texture(small, stamp_ns)
+        before = small if self._before is None else self._before
+        current = small if activity.shift is None else moved_onto(before, small, activity.shift)
+        change = layout_change(layout(before), layout(current))
+        scene_change = change >= self._config.scene_threshold
+        if scene_change:
+            self._meter.start_anew(small)
+            self._usual_texture = None
+        self._before = small if scene_change or activity.anchored else current
         weights = self._config.motion_weight, self._config.complexity_weight
         importance = (weights[0] * motion + weights[1] * complexity) / sum(weights)
-        return Score(importance, motion, complexity, change, change >= self._config.scene_threshold)
+        return Score(importance, motion, complexity, change, scene_change)
 
-    def _thumbnail(self, frame: np.ndarray) -> Thumbnail:
-        small = resize_rgb(frame, (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-        layout = cv2.resize(small, (LAYOUT_SIDE, LAYOUT_SIDE), interpolation=cv2.INTER_AREA)
-        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-        return Thumbnail(grey, layout.ravel().astype(np.float64), self._embedding(frame))
+    def _unusual_texture(self, small: np.ndarray, stamp_ns: int) -> float:
+        found = texture(small)
+        usual = found if self._usual_texture is None else self._usual_texture
+        elapsed_s = (stamp_ns - self._scored_ns) / NANOSECONDS
+        self._usual_texture = usual + (found - usual) * min(max(elapsed_s, 0.0) / TEXTURE_S, 1.0)
+        self._scored_ns = stamp_ns
+        return max(found - usual, 0.0)
 
-    def _motion(self, previous: Thumbnail, current: Thumbnail) -> float:
-        """By embedding where both frames have one; a frame whose embedding failed is compared by its pixels."""
-        before, after = previous.embedding, current.embedding
+    def _semantic_motion(self, frame: np.ndarray, otherwise: float) -> float:
+        """The change of the embedding where both frames have one; a frame whose embedding failed is compared by its
+        pixels."""
+        before, self._embedded = self._embedded, self._embedding(frame)
+        after = self._embedded
         if before is not None and after is not None and before.shape == after.shape:
             return min(max(1.0 - float(before @ after), 0.0), 1.0)
-        return grey_motion(previous.grey, current.grey)
+        return otherwise
 
     def _embedding(self, frame: np.ndarray) -> np.ndarray | None:
         """The frame's embedding scaled to length 1; None where there is no callback, or it failed."""
@@ -120,24 +132,20 @@ class FrameScorer:
             return None
 
 
-def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean absolute difference of two uint8 arrays of the same shape, as a part of the whole range, in [0, 1]."""
-    return float(cv2.norm(a, b, cv2.NORM_L1)) / (255.0 * a.size)
-
-
-def grey_motion(before: np.ndarray, after: np.ndarray) -> float:
-    """Mean absolute difference of two uint8 grey thumbnails, saturating: 1 - exp(-difference / 0.05)."""
-    return 1.0 - math.exp(-mean_difference(before, after) / MOTION_SCALE)
-
-
-def texture(grey: np.ndarray) -> float:
-    """Mean step between neighbouring pixels of a uint8 grey thumbnail, saturating: 1 - exp(-step / 0.05).
+def texture(small: np.ndarray) -> float:
+    """Mean step between neighbouring pixels of a (rows, columns, 3) uint8 thumbnail, of its mean brightness.
 
     A gradient measure as autofocus uses it. Grey-level entropy would not do: it is near its maximum for every natural
     image, and high for a smooth wall with a shadow.
     """
-    down, across = mean_difference(grey[1:], grey[:-1]), mean_difference(grey[:, 1:], grey[:, :-1])
-    return 1.0 - math.exp(-(down + across) / 2.0 / COMPLEXITY_SCALE)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    down, across = cv2.norm(grey[1:], grey[:-1], cv2.NORM_L1), cv2.norm(grey[:, 1:], grey[:, :-1], cv2.NORM_L1)
+    return (down + across) / (2.0 * max(float(cv2.sumElems(grey)[0]), DARKEST * grey.size))
+
+
+def layout(small: np.ndarray) -> np.ndarray:
+    """(CELLS * CELLS * 3,) float64 in [0, 255]: the mean colour of each part of a thumbnail."""
+    return cv2.resize(small, (CELLS, CELLS), interpolation=cv2.INTER_AREA).ravel().astype(np.float64)
 
 
 def layout_change(before: np.ndarray, after: np.ndarray) -> float:

@@ -128,7 +128,7 @@ class SmartFrameManager:
         if change is not None:
             self._forget(change[0])
         self._begin_trial(slot.stamp_ns)
-        score = self._scorer.score(owned)
+        score = self._scorer.score(owned, slot.stamp_ns)
         self._store(owned, slot.stamp_ns, score)
         self._source_size = slot.source_size
         return self._frame_status(verdict, slot.stamp_ns, score, "" if change is None else change[1])
@@ -171,7 +171,7 @@ class SmartFrameManager:
         scorer = FrameScorer(self.config, self._embed)
         scored = []
         for pixels, stamp_ns in checked:
-            score = scorer.score(pixels)
+            score = scorer.score(pixels, stamp_ns)
             scored.append(ScoredFrame(pixels, stamp_ns, stamp_ns, score.importance, score.scene_change))
         stored = self._held.insert_keys(scored, gap_ns=1.5 * self.period_s * NANOSECONDS)
         for frame in stored:
@@ -301,7 +301,7 @@ class SmartFrameManager:
         """Remember how everything is, where the frame to be stored is far ahead of the others."""
         if self._trial is None and self._judge.is_far_ahead(stamp_ns):
             sampler = copy.copy(self._judge.sampler)
-            self._trial = Trial(self._held.remember(), sampler, self._scorer.previous, self._counters.kept)
+            self._trial = Trial(self._held.remember(), sampler, self._scorer.copy(), self._counters.kept)
 
     def _settle_trial(self, stamp_ns: int) -> str:
         """Let a frame that is offered speak for those on trial or against them; returns why they were dropped."""
@@ -316,7 +316,7 @@ class SmartFrameManager:
         if trial.sampler.check(stamp_ns) is Verdict.JUMP:
             return ""
         self._held.put_back(trial.held)
-        self._judge.sampler, self._scorer.previous = trial.sampler, trial.thumbnail
+        self._judge.sampler, self._scorer = trial.sampler, trial.scorer
         self._counters.withdraw(self._counters.kept - trial.frames_kept, self._judge.future.reason)
         self._trial = None
         self._changed()

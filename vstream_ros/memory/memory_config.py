@@ -14,9 +14,9 @@ SELECTION_METHODS = ("pixel", "semantic")
 class MemoryConfig:
     """Validated on construction; raises ``ConfigError`` naming the parameter and the value."""
 
-    star_memory_size: int = 20
+    star_memory_size: int = 30
     """Long-term frames at most (even: whole tubelets)."""
-    stream_window_size: int = 20
+    stream_window_size: int = 10
     """Most recent frames that are always there (even). A tubelet that was sealed with one frame counts as two, as it
     does for the model."""
     stream_slide: int = 8
@@ -28,7 +28,7 @@ class MemoryConfig:
     """Hand out an odd last frame, padded by repetition as native inference pads it. A memory that holds nothing else
     hands it out in any case: a question after the first frame gets an answer."""
     selection_method: str = "pixel"
-    """What motion is measured by: "pixel" (grey differences) or "semantic" (the change of an embedding)."""
+    """What motion is measured by: "pixel" (local change that is unusual for this camera) or "semantic" (the change of an embedding)."""
     motion_weight: float = 0.7
     """Importance is the weighted mean of motion and complexity; only the ratio of the two weights counts."""
     complexity_weight: float = 0.3
