@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -101,6 +102,26 @@ else:
         planner = Planner()
         yield planner
         planner.close()
+
+
+@pytest.fixture
+def play() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start bag_player, in the environment as it is then; it is ended with the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(bag: object, *args: object) -> subprocess.Popen[str]:
+        # On a busy machine discovery may take longer than the default is willing to wait.
+        waiting = [] if "--wait-subscribers" in args or "--no-such-option" in args else ["--wait-subscribers", "60"]
+        command = [sys.executable, "-m", "vstream_ros.replay.bag_player", *map(str, (bag, *waiting, *args))]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def pytest_report_header() -> str | None:

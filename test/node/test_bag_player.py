@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -100,7 +99,7 @@ class Listener:
         rclpy.shutdown(context=self._context)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def domain(monkeypatch):
     """A ROS domain of this process's own, on this machine only."""
     monkeypatch.setenv("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
@@ -112,27 +111,6 @@ def listener(domain):
     node = Listener()
     yield node
     node.close()
-
-
-@pytest.fixture
-def play(domain):
-    """Start bag_player as a process; it is ended with the test."""
-    processes: list[subprocess.Popen] = []
-
-    def start(bag: object, *args: object) -> subprocess.Popen:
-        # On a busy machine discovery may take longer than the default is willing to wait.
-        waiting = [] if "--wait-subscribers" in args or "--no-such-option" in args else ["--wait-subscribers", "60"]
-        words = [str(word) for word in (bag, *waiting, *args)]
-        command = [sys.executable, "-m", "vstream_ros.replay.bag_player", *words]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def _finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:

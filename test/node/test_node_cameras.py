@@ -149,8 +149,8 @@ def test_a_stamp_before_1970_is_rejected(start, planner):
     assert any("1970" in reason for reason in report(node).rejections)
 
 
-def test_the_ros_clock_jumping_back_clears_all_cameras(start, planner):
-    node = start(use_sim_time=True)
+def ticking(node, planner):
+    """A function that sets the ROS clock, in whole seconds, and waits until the node has seen it."""
     ticks = planner.publisher("/clock", Clock)
     wait_until(ticks.get_subscription_count, "the node listens to /clock")
     clock = node.node.get_clock()
@@ -162,6 +162,12 @@ def test_the_ros_clock_jumping_back_clears_all_cameras(start, planner):
 
         wait_until(arrived, "the clock ticks")
 
+    return tick
+
+
+def test_the_ros_clock_jumping_back_clears_all_cameras(start, planner):
+    node = start(use_sim_time=True)
+    tick = ticking(node, planner)
     tick(1_000)
     tick(1_010)
     planner.publish(image(0), image(1))
@@ -178,17 +184,7 @@ def test_the_time_jump_threshold_is_the_one_that_is_set_now(start, planner):
     node = start(use_sim_time=True, autostart=False)
     node.node.set_parameters([Parameter("time_jump_threshold_s", value=20.0)])
     node.node.autostart()
-    ticks = planner.publisher("/clock", Clock)
-    wait_until(ticks.get_subscription_count, "the node listens to /clock")
-    clock = node.node.get_clock()
-
-    def tick(sec: int) -> None:
-        def arrived() -> bool:
-            ticks.publish(Clock(clock=Time(sec=sec)))
-            return clock.now().nanoseconds == sec * SECOND
-
-        wait_until(arrived, "the clock ticks")
-
+    tick = ticking(node, planner)
     tick(1_000)
     tick(990)  # would count too
     tick(960)

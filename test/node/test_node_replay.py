@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,24 +14,6 @@ from vstream_ros.node.camera_subscription import QUEUE_DEPTH, CameraSubscription
 from vstream_ros.replay.flow_control import WINDOW
 
 IMAGES = 200
-
-
-@pytest.fixture
-def play():
-    """Start bag_player on a bag; it is ended with the test."""
-    processes = []
-
-    def start(bag, *words):
-        command = [sys.executable, "-m", "vstream_ros.replay.bag_player", str(bag), "--wait-subscribers", "60"]
-        process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        processes.append(process)
-        return process
-
-    yield start
-    for process in processes:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def received(node):

@@ -11,6 +11,7 @@ import pytest
 from support.frames import random_frame
 from vstream_ros import errors
 from vstream_ros.engine import Answer, DelayedBatchInferenceEngine
+from vstream_ros.engine.answerer import ClipAnswerer
 
 
 def feed(engine: DelayedBatchInferenceEngine, count: int, start: int = 0, camera: str | None = None) -> None:
@@ -18,6 +19,13 @@ def feed(engine: DelayedBatchInferenceEngine, count: int, start: int = 0, camera
     rng = np.random.default_rng(start)
     for k in range(start, start + count):
         engine.add_frame(random_frame(rng, 60, 80), k / 2, camera=camera)
+
+
+def answerer_of(engine: DelayedBatchInferenceEngine) -> ClipAnswerer:
+    """What computes its answers, once a model is loaded."""
+    answerer = engine._host.answerer
+    assert answerer is not None
+    return answerer
 
 
 def fails_with(future: Future[Answer], error: type[errors.VStreamError]) -> errors.VStreamError:

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from support.engines import Gate, fails_with, feed
+from support.engines import Gate, answerer_of, fails_with, feed
 from support.equality import compare, native_answer, recorded_logits
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
-from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.memory import MemoryConfig
 from vstream_ros.synthetic.random_model import random_model
 
@@ -35,12 +34,6 @@ def engine(loaded: tuple[Any, Any]) -> Iterator[DelayedBatchInferenceEngine]:
         feed(made, 8, camera="good")
         feed(made, 6, camera="bad")
         yield made
-
-
-def answerer_of(engine: DelayedBatchInferenceEngine) -> ClipAnswerer:
-    answerer = engine._host.answerer
-    assert answerer is not None
-    return answerer
 
 
 def settle(engine: DelayedBatchInferenceEngine) -> None:

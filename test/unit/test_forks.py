@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from support.engines import feed
+from support.engines import answerer_of, feed
 from support.equality import compare, native_answer, recorded_logits
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, Question
-from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.memory import MemoryConfig
 from vstream_ros.synthetic.random_model import random_model
 
@@ -42,12 +41,6 @@ def two_cameras(loaded: tuple[Any, Any]) -> Iterator[DelayedBatchInferenceEngine
         feed(made, 6, camera="rear")
         made.ask("warm up")
         yield made
-
-
-def answerer_of(engine: DelayedBatchInferenceEngine) -> ClipAnswerer:
-    answerer = engine._host.answerer
-    assert answerer is not None
-    return answerer
 
 
 def forks_of(engine: DelayedBatchInferenceEngine) -> int:

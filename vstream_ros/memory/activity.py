@@ -95,7 +95,8 @@ class ActivityMeter:
         active = np.minimum(motion, novelty)
         unusual = np.maximum(active - USUAL_FACTOR * self._usual, 0.0).ravel()
         value = float(np.partition(unusual, -STRONGEST)[-STRONGEST:].mean())
-        self._usual = self._usual + _limited((active - self._usual) * min(elapsed_s / USUAL_S, 1.0), USUAL_STEP * elapsed_s)
+        step = (active - self._usual) * min(elapsed_s / USUAL_S, 1.0)
+        self._usual = self._usual + _limited(step, USUAL_STEP * elapsed_s)
         step = (picture - self._background) * min(elapsed_s / BACKGROUND_S, 1.0)
         self._background = self._background + _limited(step, BACKGROUND_STEP * elapsed_s)
         if shift is None or not far(shift, THUMBNAIL):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-EMBEDDED = {"vstream-tiny": Path(__file__).parent / "vstream_tiny"}
+VSTREAM_TINY = "vstream-tiny"
+EMBEDDED = {VSTREAM_TINY: Path(__file__).parent / "vstream_tiny"}
 """Checkpoints that are part of this package, by the names that select them."""
 
 
