@@ -30,6 +30,8 @@ USUAL_STEP = 0.004
 """... by at most this much a second: an event does not raise it, leaves in the wind do."""
 USUAL_FACTOR = 2.0
 """What a cell does up to this multiple of its usual is nothing."""
+EVERYWHERE_FACTOR = 4.0
+"""What half of all cells do, up to this multiple, is no object either: the camera has turned too far to tell how."""
 DARKEST = 4.0
 """Grey level below which a channel's median is not divided by."""
 BRIGHTEST = 4.0
@@ -94,7 +96,8 @@ class ActivityMeter:
         # Both: what left the place where it had long been is no object, nor is what an object uncovers.
         active = np.minimum(motion, novelty)
         unusual = np.maximum(active - USUAL_FACTOR * self._usual, 0.0).ravel()
-        value = float(np.partition(unusual, -STRONGEST)[-STRONGEST:].mean())
+        everywhere = EVERYWHERE_FACTOR * float(np.median(unusual))
+        value = max(float(np.partition(unusual, -STRONGEST)[-STRONGEST:].mean()) - everywhere, 0.0)
         step = (active - self._usual) * min(elapsed_s / USUAL_S, 1.0)
         self._usual = self._usual + _limited(step, USUAL_STEP * elapsed_s)
         step = (picture - self._background) * min(elapsed_s / BACKGROUND_S, 1.0)
