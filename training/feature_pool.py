@@ -81,7 +81,10 @@ def draw_scene(seed: int, long: bool) -> tuple[np.ndarray, tuple[View, ...], tup
     rng = np.random.default_rng([seed, 200])
     if long:
         scene = Scene(seed, float(np.exp(rng.uniform(np.log(20.0), np.log(3600.0)))))
-        seconds = remembered(scene, int(rng.integers(int(min(20.0, scene.duration_s)), int(scene.duration_s) + 1)), rng)
+        end_s = int(scene.duration_s)
+        if rng.random() < 0.5:
+            end_s = int(rng.integers(min(20, end_s), end_s + 1))
+        seconds = remembered(scene, end_s, rng)
     else:
         visits = int(rng.integers(1, MAX_VISITS + 1))
         scene = Scene(seed, 30.0, gap_s=float(rng.uniform(2.0, 8.0)), visits=visits)

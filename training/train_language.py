@@ -25,6 +25,8 @@ HARD = ("before", "after", "total", "describe", "last", "ever")
 """Kinds that take the longest to learn; asked twice as often."""
 ODDS = np.array([2.0 if kind in HARD else 1.0 for kind in KINDS])
 ODDS /= ODDS.sum()
+FULL = (20, 27)
+"""Tubelets of a memory of the default sizes just after its window has slid, and just before."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class LanguagePlan:
         (0.0, 4, 0.0), (0.06, 8, 0.2), (0.15, 20, 0.5), (0.4, 40, 0.5), (0.6, 28, 0.6),
     )
     """(from this part of the steps on, most tubelets, share of long memories); at the end as many as a memory has."""
+    full_share: float = 0.0
+    """Of the batches have clips as long as a full memory hands out, ``FULL``."""
     learning_rate: float = 2e-3
     aux_weight: float = 1.0
     seed: int = 12
@@ -49,7 +53,7 @@ class LanguagePlan:
     @classmethod
     def continued(cls) -> LanguagePlan:
         """For a model that has been trained: clips as a memory has them, and smaller steps."""
-        return cls(steps=2_000, stages=((0.0, 28, 0.7),), learning_rate=1e-3, seed=13)
+        return cls(steps=3_300, stages=((0.0, 28, 0.8),), full_share=0.5, learning_rate=1e-3, seed=13)
 
     def clips(self, tubelets: int) -> int:
         """How many clips of that length are in a batch."""
@@ -60,7 +64,8 @@ def draw_batch(
     maker: BatchMaker, pool: FeaturePool, plan: LanguagePlan, most: int, long_share: float, rng: np.random.Generator
 ) -> Batch:
     """Random clips of one random length with random questions."""
-    tubelets = int(rng.integers(2, most + 1))
+    shortest, longest = FULL if rng.random() < plan.full_share else (2, most)
+    tubelets = int(rng.integers(shortest, longest + 1))
     clips = [pool.clip(tubelets, rng, long_share) for _ in range(plan.clips(tubelets))]
     questions = []
     for clip in clips:
