@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import signal
 import subprocess
@@ -23,6 +22,7 @@ from rosbags.rosbag2 import StoragePlugin, Writer  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CompressedImage, Image  # noqa: E402
 
+from support.ros_client import DOMAIN  # noqa: E402
 from vstream_ros.memory.clip import NANOSECONDS  # noqa: E402
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, TYPES  # noqa: E402
 
@@ -101,8 +101,8 @@ class Listener:
 
 @pytest.fixture(autouse=True)
 def domain(monkeypatch):
-    """A ROS domain of this process's own, on this machine only."""
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    """The tests' own ROS domain, on this machine only."""
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(DOMAIN))
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 
 

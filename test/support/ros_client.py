@@ -25,11 +25,11 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
+from support.domains import own_domain
 from vstream_ros.action import AskVideo as AskVideoAction
 from vstream_ros.srv import AskVideo
 
-DOMAIN = 1 + os.getpid() % 100
-"""A domain per test process, in the range that every system has free."""
+DOMAIN = own_domain()
 TIMEOUT_S = 120.0
 """For whatever must happen: far beyond what it takes, so that a busy machine fails no test."""
 SECOND = 1_000_000_000
