@@ -77,7 +77,7 @@ def test_the_least_important_leaves_where_gaps_are_equal() -> None:
 
 
 def test_a_tubelet_with_close_neighbours_leaves_before_a_lonely_one() -> None:
-    """All equally important: the gap in time decides, and the newest of star counts its gap up to the stream."""
+    """All equally important: the gap in time decides, and the newest of star counts a pause behind it."""
     store = StarStream(star=4, window=1, slide=5)
     for second in (0, 10, 20, 21, 22, 40):
         store.append(tubelet(second))
@@ -91,11 +91,25 @@ def test_near_duplicates_leave_before_a_duller_lonely_tubelet() -> None:
     assert [t.time_ns // SECOND for t in store.star] == [0, 10, 20, 22]
 
 
-def test_the_newest_of_star_is_compared_with_the_streams_first() -> None:
+def test_the_window_behind_it_does_not_make_the_newest_of_star_a_near_duplicate() -> None:
     store = StarStream(star=3, window=2, slide=4)
     for second in (0, 10, 20, 30, 31, 90):
         store.append(tubelet(second))
-    assert [t.time_ns // SECOND for t in store.star] == [0, 10, 20]  # 30 leaves 11 s, the others 20 s
+    assert [t.time_ns // SECOND for t in store.star] == [0, 20, 30]  # 31 will be compared with 30 when it leaves
+
+
+def test_the_newest_of_star_is_as_close_to_what_is_before_it_as_any_other() -> None:
+    store = StarStream(star=3, window=2, slide=4)
+    for second in (0, 10, 20, 29, 31, 90):
+        store.append(tubelet(second))
+    assert [t.time_ns // SECOND for t in store.star] == [0, 10, 20]  # 29 has 9 s before it
+
+
+def test_a_pause_before_the_window_makes_the_newest_of_star_stand_alone() -> None:
+    store = StarStream(star=3, window=2, slide=4)
+    for second in (0, 10, 20, 29, 60, 90):
+        store.append(tubelet(second))
+    assert [t.time_ns // SECOND for t in store.star] == [0, 10, 29]
 
 
 def test_a_scene_change_counts_as_the_most_important_frame() -> None:
@@ -120,7 +134,7 @@ def test_inserted_tubelets_take_their_place_and_do_not_leave_at_once() -> None:
         store.append(tubelet(second, 1.0))
     store.insert([dataclasses.replace(tubelet(21), key=True), dataclasses.replace(tubelet(60), key=True)])
     store.check_integrity()
-    assert [t.time_ns // SECOND for t in store.star] == [0, 20, 21]  # 21 would leave 10 s, 30 leaves 19 s
+    assert [t.time_ns // SECOND for t in store.star] == [0, 21, 30]  # 20 is 21's near-duplicate
     assert [t.time_ns // SECOND for t in store.stream] == [40, 60, 90]
     store.insert([tubelet(k) for k in range(91, 100)])  # more than a slide at once
     store.check_integrity()

@@ -19,7 +19,7 @@ import numpy as np
 from vstream_ros.errors import ConfigError
 from vstream_ros.images.resize import resize_rgb
 from vstream_ros.memory.activity import CELLS, DARKEST, THUMBNAIL, ActivityMeter
-from vstream_ros.memory.camera_motion import moved_onto
+from vstream_ros.memory.camera_motion import Shift, moved_onto
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.memory_config import MemoryConfig
 
@@ -69,7 +69,9 @@ class FrameScorer:
         """The next frame is the first: it is compared with nothing, its motion is 0."""
         self._meter = ActivityMeter()
         self._before: np.ndarray | None = None
-        """The previous frame's thumbnail, as if the camera had not moved."""
+        """The previous frame's thumbnail, as if the camera had not moved ..."""
+        self._seen_before: np.ndarray | None = None
+        """... and as it was."""
         self._embedded: np.ndarray | None = None
         self._usual_texture: float | None = None
         self._scored_ns = 0
@@ -86,17 +88,27 @@ class FrameScorer:
         activity = self._meter.observe(small, stamp_ns / NANOSECONDS)
         motion = self._semantic_motion(frame, activity.value)
         complexity = self._unusual_texture(small, stamp_ns)
-        before = small if self._before is None else self._before
-        current = small if activity.shift is None else moved_onto(before, small, activity.shift)
-        change = layout_change(layout(before), layout(current))
+        current, change = self._against_before(small, activity.shift)
         scene_change = change >= self._config.scene_threshold
         if scene_change:
             self._meter.start_anew(small)
             self._usual_texture = None
         self._before = small if scene_change or activity.anchored else current
+        self._seen_before = small
         weights = self._config.motion_weight, self._config.complexity_weight
         importance = (weights[0] * motion + weights[1] * complexity) / sum(weights)
         return Score(importance, motion, complexity, change, scene_change)
+
+    def _against_before(self, small: np.ndarray, shift: Shift | None) -> tuple[np.ndarray, float]:
+        """``small`` as if the camera had not moved, and how far its layout is from the previous frame's."""
+        if self._before is None or self._seen_before is None:
+            return small, 0.0
+        current = small if shift is None else moved_onto(self._before, small, shift)
+        change = layout_change(layout(self._before), layout(current))
+        if current is not small or self._before is not self._seen_before:
+            # A camera that turns on is lost now and then: what it showed a moment ago tells a turn from a cut.
+            change = min(change, layout_change(layout(self._seen_before), layout(small)))
+        return current, change
 
     def _unusual_texture(self, small: np.ndarray, stamp_ns: int) -> float:
         found = texture(small)

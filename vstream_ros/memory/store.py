@@ -126,10 +126,14 @@ def isolation_ns(before_ns: int, after_ns: int) -> float:
 
 def values(star: list[Tubelet], next_ns: int) -> list[float]:
     """What each star tubelet is worth; the one with the least is forgotten. ``next_ns``: time of the tubelet after the
-    last one. The first is beyond price."""
-    times = [tubelet.time_ns for tubelet in star] + [next_ns]
-    gaps = [after - before for before, after in itertools.pairwise(times)]
-    alone = [isolation_ns(*pair) for pair in itertools.pairwise(gaps)]
+    last one. The first is beyond price.
+
+    The last counts as if the next one came no sooner after it than the one before it. (The window is always seconds
+    behind: measured up to it no newcomer would stand alone, and star would freeze once its own gaps are longer.)
+    """
+    gaps = [after.time_ns - before.time_ns for before, after in itertools.pairwise(star)]
+    last = max([next_ns - star[-1].time_ns, *gaps[-1:]])
+    alone = [isolation_ns(*pair) for pair in itertools.pairwise([*gaps, last])]
     worth = (retention(tubelet) * gap**GAP_POWER for tubelet, gap in zip(star[1:], alone, strict=True))
     return [math.inf, *worth]
 
