@@ -110,9 +110,10 @@ class StarStream:
 
 
 def retention(tubelet: Tubelet) -> float:
-    """What a tubelet's importance counts in star: a scene change, or a key frame that was handed over, is worth as
-    much as a vivid object that appears; emptiness a little, so that what is empty is still spread over the time."""
-    return max(tubelet.importance, 1.0 if tubelet.scene_change or tubelet.key else EMPTY)
+    """What a tubelet's importance counts in star: a scene change, or a key frame that was handed over, is worth a vivid
+    object more than what moves in it, since a picture full of motion just before it must not outlive it; emptiness
+    counts a little, so that what is empty is still spread over the time."""
+    return max(tubelet.importance, EMPTY) + (1.0 if tubelet.scene_change or tubelet.key else 0.0)
 
 
 def isolation_ns(before_ns: int, after_ns: int) -> float:
