@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -106,6 +107,12 @@ class HeldFrames:
         groups = grouped(new, self.tubelets, self._patch, gap_ns)
         self._store.insert([self._former.key_tubelet(group) for group in groups])
         return new
+
+    def reweigh(self, tubelet_id: int, importance: float) -> bool:
+        """See ``StarStream.reweigh``. Raises ``ValueError`` for what is no importance."""
+        if not 0.0 <= importance < math.inf:
+            raise ValueError(f"importance must be >= 0 and finite, got {importance}")
+        return self._store.reweigh(tubelet_id, importance)
 
     def to_hand_out(self, include_pending: bool) -> tuple[Tubelet, ...]:
         """The tubelets in time order. Pending frames come last as a provisional tubelet, where they are wanted or
