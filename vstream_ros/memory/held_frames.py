@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from vstream_ros.errors import ConfigError
 from vstream_ros.memory.clip import Tubelet
@@ -73,7 +74,7 @@ class HeldFrames:
         return tubelets + sum(frame.pixels.nbytes for frame in self._former.pending)
 
     @property
-    def fill(self) -> dict[str, int]:
+    def fill(self) -> dict[str, Any]:
         """Real frames held (repetitions not counted) and the most that can be held."""
         return {
             "star_frames": sum(len(t.stamps_ns) for t in self._store.star),
