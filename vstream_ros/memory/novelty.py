@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+TINY = 1e-12
+"""Added to a length that may be 0."""
 USUAL_S = 30.0
 """Time constant with which the usual follows what is seen. 10 to 60 s measured the same, 5 s keeps more emptiness."""
 STRONGEST = 2
@@ -56,16 +60,22 @@ class NoveltyMeter:
 
     def _distance(self, vectors: np.ndarray) -> float:
         assert self._usual is not None
-        alike = np.einsum("pd,pd->p", vectors, self._usual) / np.maximum(np.linalg.norm(self._usual, axis=1), 1e-12)
-        strongest = np.sort(1.0 - alike)[-STRONGEST:]
-        return max(float(strongest.mean()), 0.0)
+        alike = _products(vectors, self._usual) / (np.sqrt(_products(self._usual, self._usual)) + TINY)
+        least = np.sort(alike)[:STRONGEST].tolist()
+        return max(1.0 - sum(least) / len(least), 0.0)
 
 
 def _directions(features: np.ndarray) -> np.ndarray | None:
     """(places, length) float32 of length 1 each; None where a number is not finite."""
-    vectors = features.astype(np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if not (lengths.size and np.isfinite(lengths).all()):
+    vectors = features.astype(np.float32, copy=False)
+    squares = _products(vectors, vectors)
+    if not (squares.size and math.isfinite(float(squares.sum()))):
         return None
-    directions: np.ndarray = vectors / np.maximum(lengths, 1e-12)
+    directions: np.ndarray = vectors / (np.sqrt(squares) + TINY)[:, None]
     return directions
+
+
+def _products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(places,): the scalar product at each place. Few calls of numpy: the encoder of a small model takes 3 ms."""
+    products: np.ndarray = np.einsum("pd,pd->p", one, other)
+    return products
