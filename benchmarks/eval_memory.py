@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.memory_recall import ANSWER_KINDS, WORLDS, recall
 from benchmarks.memory_report import age_rows, answer_rows, event_row, recall_row, show
-from benchmarks.memory_strategies import STRATEGIES
+from benchmarks.memory_strategies import STRATEGIES, WITH_A_MODEL
 from benchmarks.memory_streams import DURATION_S, EVENT_AT_S, STREAMS, watch
 from benchmarks.result_cache import ResultCache, code_of, weights_of
 from training.parallel import in_processes
@@ -67,6 +67,8 @@ class Evaluation:
         codes = {name: code_of(_RECALL_CODE) for name in self._args.strategies}
         if "ours" in codes:
             codes["ours"] = code_of((*_RECALL_CODE, "vstream_ros/memory"))
+        for name in codes.keys() & WITH_A_MODEL.keys():
+            codes[name] = code_of((*_RECALL_CODE, "vstream_ros", "benchmarks/memory_semantic.py"))
         rows: list[dict[str, Any]] = []
         ages: list[dict[str, Any]] = []
         for minutes in self._args.minutes:
@@ -157,7 +159,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="a few short scenes and streams, in about a minute")
     add("--minutes", type=int, nargs="+", choices=sorted(SCENES), default=sorted(SCENES), help="lengths of scenes")
     add("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
-    add("--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES))
+    add("--strategies", nargs="+", choices=[*STRATEGIES, *WITH_A_MODEL], default=list(STRATEGIES))
     add("--scenes", type=int, metavar="N", help="of each world and length (default 100, 60 and 30 by length)")
     add("--streams", nargs="+", choices=STREAMS, default=list(STREAMS))
     add("--hz", type=float, nargs="+", metavar="RATE", help="of the streams with an event (default 2 and 10)")

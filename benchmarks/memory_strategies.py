@@ -1,4 +1,4 @@
-"""Our memory and its rivals by name. No model, no torch.
+"""Our memory and its rivals by name. No model, no torch, but for those that say so.
 
 Every strategy gets the same tubelets one after another and holds at most as many of them as our memory ever does
 (star, window, and those that wait for the next slide). Our memory holds fewer most of the time, so a comparison errs
@@ -34,12 +34,20 @@ class Ours(Strategy):
 
 
 def make_strategies(names: Sequence[str], oracle: Oracle, seed: int, config: MemoryConfig) -> dict[str, Strategy]:
-    """New ones by name, each empty. Raises ``KeyError`` for a name that is none of ``STRATEGIES``."""
-    sizes = Sizes.of(config)
-    return {name: STRATEGIES[name](sizes, oracle, seed, config) for name in names}
+    """New ones by name, each empty. Raises ``KeyError`` for a name of neither ``STRATEGIES`` nor ``WITH_A_MODEL``."""
+    sizes, known = Sizes.of(config), STRATEGIES | WITH_A_MODEL
+    return {name: known[name](sizes, oracle, seed, config) for name in names}
 
 
-STRATEGIES: dict[str, Callable[[Sizes, Oracle, int, MemoryConfig], Strategy]] = {
+def _by_features(config: MemoryConfig, *, combined: bool) -> Strategy:
+    from benchmarks.memory_semantic import OursByFeatures  # the only one that needs torch
+
+    return OursByFeatures(config, combined=combined)
+
+
+Make = Callable[[Sizes, Oracle, int, MemoryConfig], Strategy]
+
+STRATEGIES: dict[str, Make] = {
     "ours": lambda sizes, oracle, seed, config: Ours(config),
     "last_n": lambda sizes, oracle, seed, config: rivals.Newest(sizes.total),
     "last_4": lambda sizes, oracle, seed, config: rivals.Newest(2),
@@ -52,3 +60,8 @@ STRATEGIES: dict[str, Callable[[Sizes, Oracle, int, MemoryConfig], Strategy]] = 
     "true_importance": lambda sizes, oracle, seed, config: rivals.TrueImportance(sizes, oracle.importance),
 }
 """By the name that stands in the report."""
+WITH_A_MODEL: dict[str, Make] = {
+    "ours_semantic": lambda sizes, oracle, seed, config: _by_features(config, combined=False),
+    "ours_combined": lambda sizes, oracle, seed, config: _by_features(config, combined=True),
+}
+"""The same; these encode every tubelet, and are compared on request only."""

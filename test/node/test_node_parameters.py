@@ -125,9 +125,26 @@ def test_a_misspelt_parameter_is_told(start, capfd):
         ({"max_pixels": 0}, "max_pixels"),
         ({"front.image_topic": "no topic"}, "front.image_topic is no valid topic name"),
         ({"cameras": ["front", "model"]}, "choose another"),
+        ({"selection_method": "semantic"}, "needs background_encoding 'vision' or 'full', got 'off'"),
     ],
 )
 def test_a_bad_start_value_is_one_line(start, parameters, says):
     with pytest.raises(ConfigError, match=says) as error:
         start(**parameters)
     assert "\n" not in str(error.value)
+
+
+def test_semantic_selection_is_accepted_where_features_are_computed_as_frames_come(start, planner):
+    node = start(autostart=False)
+    (refused,) = set_parameters(planner, selection_method="semantic")
+    assert not refused.successful
+    assert "set one of these, or selection_method 'pixel'" in refused.reason
+    for changes in ({"background_encoding": "vision"}, {"selection_method": "semantic"}):
+        (result,) = set_parameters(planner, **changes)
+        assert result.successful, result.reason
+    (refused,) = set_parameters(planner, background_encoding="off")
+    assert not refused.successful
+    node.node.autostart()
+    node.wait_ready()
+    assert node.node.engine.config.background_encoding == "vision"
+    assert node.node.settings.memory["front"].selection_method == "semantic"

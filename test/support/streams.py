@@ -13,6 +13,7 @@ from support.frames import random_frame
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.answers import Question
 from vstream_ros.engine.engine_config import EngineConfig
+from vstream_ros.engine.feature_importance import FeatureImportance
 from vstream_ros.memory import Clip, MemoryConfig, SmartFrameManager
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.models.qwen.video_model import QwenVideoModel
@@ -34,12 +35,18 @@ class StreamResult:
 
     comparisons: list[Comparison]
     controls: dict[str, float]
+    reweighed: int = 0
+    """Tubelets whose importance was measured again by their features."""
 
 
 class RandomStream:
     """Cameras with memories of random parameters, fed at random, and an answerer over them."""
 
-    def __init__(self, model: QwenVideoModel, rng: np.random.Generator, cameras: int, text_positions: str) -> None:
+    def __init__(
+        self, model: QwenVideoModel, rng: np.random.Generator, cameras: int, text_positions: str, *,
+        by_features: bool = False,
+    ) -> None:
+        """``by_features``: importance is measured again by vision features, as soon as they are there."""
         self._rng = rng
         self._update_rng = np.random.default_rng(rng.bit_generator.seed_seq.spawn(1)[0])  # type: ignore[attr-defined]
         self.names = [f"camera{k}" for k in range(cameras)]
@@ -66,7 +73,15 @@ class RandomStream:
             name: (factor * int(rng.integers(2, 5)), factor * int(rng.integers(2, 5))) for name in self.names
         }
         self._times = dict.fromkeys(self.names, 0)
-        self.answerer = ClipAnswerer(model, self.config, self.names)
+        self.reweighed: set[int] = set()
+        """The ids of tubelets that got another importance."""
+        self.answerer = ClipAnswerer(
+            model, self.config, self.names, FeatureImportance(self.names if by_features else (), self._reweigh)
+        )
+
+    def _reweigh(self, camera: str, tubelet_id: int, importance: float) -> None:
+        if self._memories[camera].reweigh(tubelet_id, importance):
+            self.reweighed.add(tubelet_id)
 
     def clips(self) -> tuple[Clip, ...]:
         """One clip per camera that has frames."""
@@ -149,15 +164,16 @@ class RandomStream:
 
 
 def run_stream(
-    model: QwenVideoModel, seed: int, *, text_positions: str, cameras: int = 1, steps: int = 4
+    model: QwenVideoModel, seed: int, *, text_positions: str, cameras: int = 1, steps: int = 4,
+    by_features: bool = False,
 ) -> StreamResult:
     """Grow, slide, evict, clear, insert and ask at random, and compare every answer with native."""
     rng = np.random.default_rng(seed)
-    stream = RandomStream(model, rng, cameras, text_positions)
+    stream = RandomStream(model, rng, cameras, text_positions, by_features=by_features)
     comparisons = []
     for _ in range(steps):
         stream.grow()
         stream.work_ahead()
         stream.update_star_memory()
         comparisons += [stream.compare_answer(random_question(rng)) for _ in range(int(rng.integers(1, 4)))]
-    return StreamResult(comparisons, stream.control_differences())
+    return StreamResult(comparisons, stream.control_differences(), len(stream.reweighed))

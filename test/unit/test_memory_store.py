@@ -182,3 +182,35 @@ def test_the_cost_of_a_slide_is_bounded() -> None:
     store = run(2_000, star=5, window=5, slide=3)
     assert len(store.star) + len(store.stream) <= 5 + 5 + 3 - 1
     assert math.isfinite(longest_gap(store))
+
+
+def test_another_importance_decides_what_the_next_slide_forgets() -> None:
+    store = run(10, star=3, window=3, slide=2)  # one more than the next slide needs to be told
+    store.append(tubelet(10))
+    before = ids(store.after_slide() or [])
+    told = next(t for t in store.star[1:] if t.id in before)
+    assert store.reweigh(told.id, 0.0)
+    assert told.id in ids(store.star)  # nothing leaves before the slide
+    after = ids(store.after_slide() or [])
+    assert told.id not in after
+    slid = ids(store.stream)[:2]
+    k = 11
+    while ids(store.stream)[:2] == slid:
+        store.append(tubelet(k))
+        k += 1
+    assert ids(store.star) == after[: len(store.star)]
+
+
+def test_a_tubelet_is_reweighed_once_and_stays_itself() -> None:
+    store = run(3, star=2, window=3, slide=2)
+    before = store.stream[1]
+    assert store.reweigh(1, 0.75)
+    after = store.stream[1]
+    changed = {"importance": 0.75, "reweighed": True}
+    assert vars(after) == vars(before) | changed
+    assert after.frames is before.frames
+    assert (before.importance, before.reweighed) == (0.5, False)  # what was handed out stays as it was
+    assert not store.reweigh(1, 0.1)
+    assert store.stream[1] is after
+    assert not store.reweigh(99, 0.1)
+    store.check_integrity()

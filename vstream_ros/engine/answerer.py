@@ -14,6 +14,7 @@ import torch
 
 from vstream_ros.engine.answers import Answer, AnswerMetrics, Question
 from vstream_ros.engine.engine_config import EngineConfig
+from vstream_ros.engine.feature_importance import FeatureImportance
 from vstream_ros.engine.segments import clip_segments
 from vstream_ros.engine.timeline import SyncReport, Timeline
 from vstream_ros.engine.timelines import Timelines
@@ -98,12 +99,20 @@ class _Decoding:
 class ClipAnswerer:
     """Holds the timelines and the vision features of one model. Not thread-safe: the model's thread owns it."""
 
-    def __init__(self, model: VideoModel, config: EngineConfig, cameras: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: VideoModel,
+        config: EngineConfig,
+        cameras: Sequence[str],
+        importance: FeatureImportance | None = None,
+    ) -> None:
+        """``importance``: judges what is encoded, before or at a question; none: the memory's own stands."""
+        self.importance = importance or FeatureImportance((), lambda camera, tubelet_id, value: None)
         self.model = model
         self.config = config
         self.cameras = tuple(cameras)
         features_device = torch.device("cpu") if config.features_device == "cpu" else model.device
-        self.vision = VisionCache(model, config.features_max_bytes, features_device)
+        self.vision = VisionCache(model, config.features_max_bytes, features_device, self.importance.observe)
         self.timelines = Timelines(
             lambda: Timeline(model, self.vision, config.prefill_chunk_tubelets),
             config.forks_max_bytes,
@@ -232,6 +241,7 @@ class ClipAnswerer:
         """Forget what was computed from other tubelets than ``held``: those that memory and questions hold."""
         self.timelines.keep_only(held)
         self.vision.keep_only(held)
+        self.importance.keep_only(held)
         self._encoded_ahead &= held
 
     def drop_caches(self) -> None:

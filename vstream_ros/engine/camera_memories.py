@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -56,7 +56,11 @@ class CameraMemories:
         """Guards every memory, ``_frame_spec`` where it changes, ``_announcements`` and ``_clearings``."""
         ids = itertools.count()
         self._memories = {
-            name: SmartFrameManager(config, camera=name, temporal_patch_size=frame_spec.temporal_patch_size, ids=ids)
+            name: SmartFrameManager(
+                # The engine looks at vision features, later (``reweigh``): until they are there, pixels count.
+                replace(config, selection_method="pixel"), camera=name,
+                temporal_patch_size=frame_spec.temporal_patch_size, ids=ids,
+            )
             for name, config in configs.items()
         }
         self.max_tubelets = sum(config.max_tubelets(frame_spec.temporal_patch_size) for config in configs.values())
@@ -158,6 +162,11 @@ class CameraMemories:
             raise
         with self._lock:
             return self._memory(name).update_star_memory(fitted)
+
+    def reweigh(self, camera: str, tubelet_id: int, importance: float) -> bool:
+        """See ``SmartFrameManager.reweigh``."""
+        with self._lock:
+            return self._memory(camera).reweigh(tubelet_id, importance)
 
     def clear(self, reason: str, camera: str | None = None) -> None:
         """Forget the frames of one camera or of all."""

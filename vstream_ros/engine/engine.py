@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from vstream_ros.engine.asking import QuestionDesk
 from vstream_ros.engine.background import WorkAhead
 from vstream_ros.engine.camera_memories import CameraMemories
 from vstream_ros.engine.engine_config import EngineConfig, field_names, with_overrides
+from vstream_ros.engine.feature_importance import FeatureImportance, cameras_by_features
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_loads import ModelLoads
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
@@ -81,12 +83,13 @@ class DelayedBatchInferenceEngine:
         if unknown := overrides.keys() - field_names(EngineConfig):
             raise ConfigError(f"unknown parameters: {', '.join(sorted(unknown))}")
 
-        self._cameras = CameraMemories(
-            {name: with_overrides(camera, memory_overrides) for name, camera in cameras.items()},
-            FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels),
-        )
+        configs = {name: with_overrides(camera, memory_overrides) for name, camera in cameras.items()}
+        by_features = cameras_by_features(self.config, configs)
+        spec = FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels)
+        self._cameras = CameraMemories(configs, spec)
         name = model if isinstance(model, str) else ""
-        self._host = ModelHost(name, self.config, self._cameras.names, self._cameras.max_tubelets)
+        importance = partial(FeatureImportance, by_features, self._cameras.reweigh)
+        self._host = ModelHost(name, self.config, self._cameras.names, self._cameras.max_tubelets, importance)
         self._board = StatusBoard(self.config, self._cameras, self._host)
         self._desk = QuestionDesk(
             self.config,

@@ -14,6 +14,7 @@ from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.answers import ModelState
 from vstream_ros.engine.device_memory import read_device_memory, release_unused_memory
 from vstream_ros.engine.engine_config import EngineConfig
+from vstream_ros.engine.feature_importance import FeatureImportance
 from vstream_ros.engine.model_thread import CLOSED
 from vstream_ros.engine.recovery import first_line, forget_frames
 from vstream_ros.errors import CanceledError, ConfigError, ModelFailedError, NotReadyError, VStreamError
@@ -66,6 +67,7 @@ class ModelHost:
         config: EngineConfig,
         cameras: Sequence[str],
         max_tubelets: int,
+        new_importance: Callable[[], FeatureImportance | None] = lambda: None,
         free_bytes: Callable[[torch.device], int] = lambda device: read_device_memory(device).free,
     ) -> None:
         """
@@ -73,11 +75,13 @@ class ModelHost:
             name: the checkpoint that is loaded where ``announce_load`` names none; "" for none.
             cameras: names, in prompt order.
             max_tubelets: most tubelets that a question can be about.
+            new_importance: what judges the features of a model that is loaded; called once for each.
             free_bytes: what is left of a device.
         """
         self._config = config
         self._cameras = tuple(cameras)
         self._max_tubelets = max_tubelets
+        self._new_importance = new_importance
         self._free_bytes = free_bytes
         self._lock = threading.Lock()
         """Guards all below. Nothing slow is done and no other lock is taken while it is held."""
@@ -185,7 +189,7 @@ class ModelHost:
         Raises ``ConfigError`` where a full memory would not fit into the model's context.
         """
         self._check_context(model)
-        answerer = ClipAnswerer(model, self._config, self._cameras)
+        answerer = ClipAnswerer(model, self._config, self._cameras, self._new_importance())
         with self._lock:
             self._check_current(ticket)
             self._answerer = answerer

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 
 import torch
 
 from vstream_ros.memory.clip import Tubelet
 from vstream_ros.models.base import TubeletFeatures, VideoModel
 
+OnEncoded = Callable[[Tubelet, TubeletFeatures], None]
+"""Told of features as the vision encoder made them, on its device; not of a provisional tubelet's."""
+
 
 class VisionCache:
     """Least recently used features leave first. The vision encoder attends within one tubelet only, so a tubelet's
     features depend on nothing but its pixels. Owned by the model's thread."""
 
-    def __init__(self, model: VideoModel, max_bytes: int, device: torch.device | None = None) -> None:
-        """``device``: where features are kept; default: the language model's, which will need them."""
+    def __init__(
+        self,
+        model: VideoModel,
+        max_bytes: int,
+        device: torch.device | None = None,
+        on_encoded: OnEncoded = lambda tubelet, features: None,
+    ) -> None:
+        """``device``: where features are kept; default: the language model's, which will need them. ``on_encoded`` must
+        not raise."""
         self._model = model
         self._max_bytes = max_bytes
+        self._on_encoded = on_encoded
         self.device = model.device if device is None else device
         self._features: OrderedDict[int, TubeletFeatures] = OrderedDict()
         self.nbytes = 0
@@ -40,6 +51,8 @@ class VisionCache:
         result = [fresh[t.id] if t.id in fresh else self._features[t.id] for t in tubelets]
         for tubelet, features in zip(tubelets, result, strict=True):
             if not tubelet.provisional:
+                if tubelet.id in fresh:
+                    self._on_encoded(tubelet, features)
                 self._store(tubelet.id, features.to(self.device))
         return result, len(missing)
 

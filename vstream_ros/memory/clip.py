@@ -52,6 +52,8 @@ class Tubelet:
     scene_change: bool = False
     key: bool = False
     """Handed over as important by a caller (``update_star_memory``), not found so by its pixels."""
+    reweighed: bool = False
+    """``importance`` was measured again by more than pixels (``SmartFrameManager.reweigh``); that happens once."""
     provisional: bool = False
     """Padded from a pending odd frame: valid in this clip only, must never enter a cache."""
 

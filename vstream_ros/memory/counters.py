@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vstream_ros.text import clipped
 
@@ -35,6 +36,21 @@ class FrameCounters:
         """Count a clear."""
         key = reason if reason in self.clears or len(self.clears) < MAX_CLEAR_REASONS else OTHER_REASONS
         self.clears[key] = self.clears.get(key, 0) + 1
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """As ``MemoryStatus`` names them."""
+        return {
+            "frames_offered": self.offered,
+            "frames_kept": self.kept,
+            "frames_rejected": self.rejected,
+            "last_rejection": self.last_rejection,
+            "clears": dict(self.clears),
+        }
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where a frame was counted twice."""
+        assert self.kept + self.rejected <= self.offered, "a frame was counted twice"
 
     @property
     def all_clears(self) -> int:

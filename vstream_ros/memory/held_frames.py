@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from vstream_ros.errors import ConfigError
 from vstream_ros.memory.clip import Tubelet
@@ -72,7 +74,7 @@ class HeldFrames:
         return tubelets + sum(frame.pixels.nbytes for frame in self._former.pending)
 
     @property
-    def fill(self) -> dict[str, int]:
+    def fill(self) -> dict[str, Any]:
         """Real frames held (repetitions not counted) and the most that can be held."""
         return {
             "star_frames": sum(len(t.stamps_ns) for t in self._store.star),
@@ -106,6 +108,12 @@ class HeldFrames:
         groups = grouped(new, self.tubelets, self._patch, gap_ns)
         self._store.insert([self._former.key_tubelet(group) for group in groups])
         return new
+
+    def reweigh(self, tubelet_id: int, importance: float) -> bool:
+        """See ``StarStream.reweigh``. Raises ``ValueError`` for what is no importance."""
+        if not 0.0 <= importance < math.inf:
+            raise ValueError(f"importance must be >= 0 and finite, got {importance}")
+        return self._store.reweigh(tubelet_id, importance)
 
     def to_hand_out(self, include_pending: bool) -> tuple[Tubelet, ...]:
         """The tubelets in time order. Pending frames come last as a provisional tubelet, where they are wanted or

@@ -54,8 +54,7 @@ class SmartFrameManager:
         ``selection_method="semantic"``: it takes a read-only frame and returns a vector; it is called in ``keep``'s
         thread, and where it fails the frame's motion is taken from its pixels. Raises ``ConfigError``.
         """
-        config = replace(config or MemoryConfig(), **overrides)
-        self.config = config
+        self.config = config = replace(config or MemoryConfig(), **overrides)
         self.camera = camera
         self._judge = StampJudge(config)
         self._trial: Trial | None = None
@@ -181,6 +180,12 @@ class SmartFrameManager:
         self._changed()
         return [self._frame_status(Verdict.KEEP, frame.stamp_ns, frame) for frame in scored]
 
+    def reweigh(self, tubelet_id: int, importance: float) -> bool:
+        """Give a tubelet another importance, >= 0, once: what is held stays, what the next slides forget may change.
+        False where it isn't held any more or was reweighed before."""
+        self._clip = None  # without a new revision: frames that were offered are still judged by the same stamps
+        return self._held.reweigh(tubelet_id, importance)
+
     def clear(self, reason: str) -> None:
         """Forget all frames, the sampling grid, the pinned period and a quarantine. The counters stay, ids go on."""
         self._judge.quarantine.active = False  # nothing is left that it could protect
@@ -239,28 +244,23 @@ class SmartFrameManager:
 
     def status(self) -> MemoryStatus:
         """Counters and fill at this moment; O(tubelets held)."""
-        stamps, counters = self._held.stamps_ns, self._counters
+        stamps = self._held.stamps_ns
         return MemoryStatus(
             camera=self.camera,
-            frames_offered=counters.offered,
-            frames_kept=counters.kept,
-            frames_rejected=counters.rejected,
             tubelets=self._held.tubelet_count,
             nbytes=self._held.nbytes,
             oldest_stamp_ns=min(stamps, default=0),
             newest_stamp_ns=max(stamps, default=0),
-            clears=dict(counters.clears),
-            last_rejection=counters.last_rejection,
             epoch=self.epoch,
             quarantine=QUARANTINE_REASON if self._judge.quarantine.active else "",
+            **self._counters.summary,
             **self._held.fill,
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError where an invariant is broken. For tests: O(bytes held)."""
         self._held.check_integrity()
-        counters = self._counters
-        assert counters.kept + counters.rejected <= counters.offered, "a frame was counted twice"
+        self._counters.check_integrity()
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

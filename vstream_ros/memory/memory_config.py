@@ -28,8 +28,9 @@ class MemoryConfig:
     """Hand out an odd last frame, padded by repetition as native inference pads it. A memory that holds nothing else
     hands it out in any case: a question after the first frame gets an answer."""
     selection_method: str = "pixel"
-    """What motion is measured by: "pixel" (local change that is unusual for this camera) or "semantic" (the change of
-    an embedding)."""
+    """What motion is measured by: "pixel" (local change that is unusual for this camera) or "semantic". A memory alone
+    takes the change of ``embed``'s vectors for that; an engine starts from pixels, and replaces a tubelet's importance
+    by the novelty of its vision features as soon as they are there (``background_encoding`` "vision" or "full")."""
     motion_weight: float = 0.7
     """Importance is the weighted mean of motion and complexity; only the ratio of the two weights counts."""
     complexity_weight: float = 0.3

@@ -69,6 +69,15 @@ class StarStream:
         for tubelets in (self.star, self.stream):
             tubelets[:] = [replace(t, key=True) if t.id == tubelet_id else t for t in tubelets]
 
+    def reweigh(self, tubelet_id: int, importance: float) -> bool:
+        """Give a tubelet that is held another importance, once; its identity stays. False where nothing changed."""
+        for tubelets in (self.star, self.stream):
+            for k, tubelet in enumerate(tubelets):
+                if tubelet.id == tubelet_id and not tubelet.reweighed:
+                    tubelets[k] = replace(tubelet, importance=importance, reweighed=True)
+                    return True
+        return False
+
     def after_slide(self) -> list[Tubelet] | None:
         """Star and stream as they will stand after the next slide, up to today's newest tubelet.
 

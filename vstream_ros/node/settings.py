@@ -15,6 +15,7 @@ from typing import Any
 
 from vstream_ros import DEFAULT_MODEL
 from vstream_ros.engine import EngineConfig
+from vstream_ros.engine.feature_importance import cameras_by_features
 from vstream_ros.errors import ConfigError
 from vstream_ros.memory.memory_config import MemoryConfig
 
@@ -75,7 +76,7 @@ _MEMORY: dict[str, _Row] = {
     "stream_slide": ("tubelets that leave the window together", 1, INT_MAX),
     "sample_rate_hz": ("frames per second that are kept, by header stamp; 0 keeps every frame", 0.0, 1000.0),
     "include_pending": ("show a question also an odd last frame, at the cost of encoding it twice", None, None),
-    "selection_method": ("how the importance of a frame is measured: pixel", None, None),
+    "selection_method": ("how the importance of a frame is measured: pixel or semantic", None, None),
     "motion_weight": ("weight of motion in a frame's importance", 0.0, 1e9),
     "complexity_weight": ("weight of texture in a frame's importance", 0.0, 1e9),
     "scene_threshold": ("change between frames, 0 to 1, that starts a new scene", 0.0, 1.0),
@@ -172,16 +173,17 @@ def build_settings(values: Mapping[str, Any]) -> Settings:
     if not checked["model"]:
         raise ConfigError("model must name a hub id or a folder, got an empty text")
     _require_one_of("qos_reliability", checked["qos_reliability"], RELIABILITIES)
-    # "semantic" needs an embedding function, which no parameter can bring.
-    _require_one_of("selection_method", checked["selection_method"], ("pixel",))
     memory = {field.name: checked[field.name] for field in dataclasses.fields(MemoryConfig)}
     memory["sample_rate_hz"] = memory["sample_rate_hz"] or None
+    engine = EngineConfig(**{field.name: checked[field.name] for field in dataclasses.fields(EngineConfig)})
+    memories = {name: _camera_memory(name, memory, checked) for name in cameras}
+    cameras_by_features(engine, memories)  # refuses what does not fit together
     return Settings(
         autostart=checked["autostart"],
         model=checked["model"],
         cameras=tuple(_camera(name, checked) for name in cameras),
-        engine=EngineConfig(**{field.name: checked[field.name] for field in dataclasses.fields(EngineConfig)}),
-        memory={name: _camera_memory(name, memory, checked) for name in cameras},
+        engine=engine,
+        memory=memories,
         qos_reliability=checked["qos_reliability"],
         silent_camera_timeout_s=checked["silent_camera_timeout_s"],
         max_questions_per_client=checked["max_questions_per_client"],
