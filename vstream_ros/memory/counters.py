@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vstream_ros.text import clipped
 
@@ -35,6 +36,16 @@ class FrameCounters:
         """Count a clear."""
         key = reason if reason in self.clears or len(self.clears) < MAX_CLEAR_REASONS else OTHER_REASONS
         self.clears[key] = self.clears.get(key, 0) + 1
+
+    def as_status(self) -> dict[str, Any]:
+        """The fields of ``MemoryStatus`` that are counted here."""
+        return {
+            "frames_offered": self.offered,
+            "frames_kept": self.kept,
+            "frames_rejected": self.rejected,
+            "clears": dict(self.clears),
+            "last_rejection": self.last_rejection,
+        }
 
     @property
     def all_clears(self) -> int:
