@@ -38,7 +38,7 @@ NOISES = 61
 """Different noises, drawn once."""
 SLACK_S = 0.3
 """Beyond a sampling period, after which a cut may be noticed: a quiet frame need not follow the video at once."""
-JPEG_QUALITY = 75
+JPEG_QUALITY = 70
 
 
 def video(path: Path) -> list[tuple[int, np.ndarray]]:

@@ -208,8 +208,8 @@ def test_the_longest_words_stay_in_their_cells():
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (0, "0 s"), (3.5, "3.5 s"), (59.94, "59.9 s"), (59.96, "1 min"), (130, "2 min 10 s"), (3600, "1 h"), (3903, "1 h 5 min"),
-        (86400 + 7200, "1 d 2 h"), (3600 * 24 * 400, "400 d"),
+        (0, "0 s"), (3.5, "3.5 s"), (59.94, "59.9 s"), (59.96, "1 min"), (130, "2 min 10 s"), (3600, "1 h"),
+        (3903, "1 h 5 min"), (86400 + 7200, "1 d 2 h"), (3600 * 24 * 400, "400 d"),
     ],
 )  # fmt: skip
 def test_lengths_of_time_are_read_easily(seconds, words):

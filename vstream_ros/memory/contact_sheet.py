@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 import cv2
 import numpy as np
 
+from vstream_ros.images.resize import resize_rgb
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.memory.snapshot import MemorySnapshot
 from vstream_ros.text import clipped
@@ -168,8 +169,7 @@ def _draw_frames(box: np.ndarray, tubelet: Tubelet) -> None:
     left, top = (width - len(chosen) * (size[0] + 2)) // 2, (height - size[1]) // 2
     for number, frame in enumerate(chosen):
         x = left + number * (size[0] + 2)
-        interpolation = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
-        box[top : top + size[1], x : x + size[0]] = cv2.resize(frame, size, interpolation=interpolation)
+        box[top : top + size[1], x : x + size[0]] = resize_rgb(frame, size[::-1])
 
 
 def _draw_gap(gutter: np.ndarray, snapshot: MemorySnapshot, before: int | None, index: int) -> None:

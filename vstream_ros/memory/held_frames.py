@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from vstream_ros.errors import ConfigError
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
@@ -82,7 +83,7 @@ class HeldFrames:
             "stream_capacity": self._config.stream_window_size + self._patch * self._config.stream_slide - 1,
         }
 
-    def as_status(self) -> dict[str, int]:
+    def as_status(self) -> dict[str, Any]:
         """The fields of ``MemoryStatus`` that are about what is held."""
         stamps = self.stamps_ns
         return {
