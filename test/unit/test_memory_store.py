@@ -91,11 +91,11 @@ def test_near_duplicates_leave_before_a_duller_lonely_tubelet() -> None:
     assert [t.time_ns // SECOND for t in store.star] == [0, 10, 20, 22]
 
 
-def test_the_newest_of_star_is_compared_with_the_streams_first() -> None:
+def test_the_newest_of_star_is_not_held_to_be_near_the_window() -> None:
     store = StarStream(star=3, window=2, slide=4)
     for second in (0, 10, 20, 30, 31, 90):
         store.append(tubelet(second))
-    assert [t.time_ns // SECOND for t in store.star] == [0, 10, 20]  # 30 leaves 11 s, the others 20 s
+    assert [t.time_ns // SECOND for t in store.star] == [0, 20, 30]  # as far apart as 0, 10, 20, and newer
 
 
 def test_a_scene_change_counts_as_the_most_important_frame() -> None:
@@ -120,7 +120,7 @@ def test_inserted_tubelets_take_their_place_and_do_not_leave_at_once() -> None:
         store.append(tubelet(second, 1.0))
     store.insert([dataclasses.replace(tubelet(21), key=True), dataclasses.replace(tubelet(60), key=True)])
     store.check_integrity()
-    assert [t.time_ns // SECOND for t in store.star] == [0, 20, 21]  # 21 would leave 10 s, 30 leaves 19 s
+    assert [t.time_ns // SECOND for t in store.star] == [0, 21, 30]  # 20 is alone for a second
     assert [t.time_ns // SECOND for t in store.stream] == [40, 60, 90]
     store.insert([tubelet(k) for k in range(91, 100)])  # more than a slide at once
     store.check_integrity()
@@ -168,3 +168,21 @@ def test_the_cost_of_a_slide_is_bounded() -> None:
     store = run(2_000, star=5, window=5, slide=3)
     assert len(store.star) + len(store.stream) <= 5 + 5 + 3 - 1
     assert math.isfinite(longest_gap(store))
+
+
+def test_star_covers_all_the_time_seen_however_alike_it_was() -> None:
+    """An hour of which every second is worth the same: the past thins out, and goes on to the end."""
+    store = run(3600, 0.2, star=15, window=5, slide=8)
+    times = [*ids(store.star), 3600]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert max(gaps) <= 2 * 3600 / 14
+    assert sum(time > 1800 for time in times) >= 5
+
+
+def test_a_scene_change_outlives_the_motion_just_before_it() -> None:
+    """A picture that is full of motion is worth more than 1."""
+    store = StarStream(star=6, window=2, slide=4)
+    for i in range(60):
+        busy = i < 20
+        store.append(tubelet(i, 1.2 if busy else 0.01, scene_change=i == 15))
+    assert 15 in ids(store.star)

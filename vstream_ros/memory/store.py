@@ -110,9 +110,10 @@ class StarStream:
 
 
 def retention(tubelet: Tubelet) -> float:
-    """What a tubelet's importance counts in star: a scene change, or a key frame that was handed over, is worth as
-    much as a vivid object that appears; emptiness a little, so that what is empty is still spread over the time."""
-    return max(tubelet.importance, 1.0 if tubelet.scene_change or tubelet.key else EMPTY)
+    """What a tubelet's importance counts in star: a scene change, or a key frame that was handed over, is worth a vivid
+    object more than what moves in it, since a picture full of motion just before it must not outlive it; emptiness
+    counts a little, so that what is empty is still spread over the time."""
+    return max(tubelet.importance, EMPTY) + (1.0 if tubelet.scene_change or tubelet.key else 0.0)
 
 
 def isolation_ns(before_ns: int, after_ns: int) -> float:
@@ -126,8 +127,14 @@ def isolation_ns(before_ns: int, after_ns: int) -> float:
 
 def values(star: list[Tubelet], next_ns: int) -> list[float]:
     """What each star tubelet is worth; the one with the least is forgotten. ``next_ns``: time of the tubelet after the
-    last one. The first is beyond price."""
-    times = [tubelet.time_ns for tubelet in star] + [next_ns]
+    last one. The first is beyond price.
+
+    What follows the last one is the window, which passes on: the gap behind it counts as at least as long as the one
+    before it. By the window's distance nothing new could ever stand as alone as what is old, and star would be full of
+    the first minutes for ever.
+    """
+    times = [tubelet.time_ns for tubelet in star]
+    times.append(max(next_ns, 2 * times[-1] - times[-2] if len(times) > 1 else next_ns))
     gaps = [after - before for before, after in itertools.pairwise(times)]
     alone = [isolation_ns(*pair) for pair in itertools.pairwise(gaps)]
     worth = (retention(tubelet) * gap**GAP_POWER for tubelet, gap in zip(star[1:], alone, strict=True))
