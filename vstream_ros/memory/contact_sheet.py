@@ -145,16 +145,23 @@ def _draw_tubelet(cell: np.ndarray, snapshot: MemorySnapshot, index: int, newest
     tubelet, star = snapshot.tubelets[index], index < len(snapshot.star)
     colour = STAR if star else STREAM
     cell[:] = STAR_PAPER if star else STREAM_PAPER
-    figures = f"importance {tubelet.importance:.2g}"
+    figures = f"importance {_figure(tubelet.importance)}"
     if star and math.isfinite(snapshot.values[index]):
-        figures += f"  value {snapshot.values[index]:.2g}"
-    _write(cell, snapshot.reason(index), 6, LINE - 5, colour, MEDIUM)
+        figures += f"  value {_figure(snapshot.values[index])}"
+    end = _write(cell, snapshot.reason(index), 6, LINE - 5, colour, MEDIUM)
+    if cv2.getTextSize(figures, FONT, SMALL, 1)[0][0] > cell.shape[1] - 14 - end:
+        figures = figures.replace("importance", "imp.")
     _write(cell, figures, cell.shape[1] - 6, LINE - 5, FAINT, right=True)
     bottom = cell.shape[0] - 6
     _write(cell, f"{span(newest_ns - tubelet.stamps_ns[0])} ago", 6, bottom, INK)
     _write(cell, moment(tubelet.stamps_ns[0]), cell.shape[1] - 6, bottom, FAINT, right=True)
     _draw_frames(cell[LINE:-LINE], tubelet)
     cv2.rectangle(cell, (0, 0), (cell.shape[1] - 1, cell.shape[0] - 1), colour, 2)
+
+
+def _figure(value: float) -> str:
+    """Two digits; what is next to nothing is nothing."""
+    return f"{value:.2g}" if value >= 0.0005 else "0"
 
 
 def _draw_frames(box: np.ndarray, tubelet: Tubelet) -> None:
