@@ -1,4 +1,4 @@
-"""The command ``vstream``: ask about a recording, make a bag of a video, run the demo.
+"""The command ``vstream``: ask about a recording, see what memory keeps of it, make a bag of a video, run the demo.
 
 Exit codes: 0 success, 1 failure (one line on stderr says why), 2 wrong usage.
 """
@@ -10,9 +10,10 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -21,6 +22,11 @@ from vstream_ros.errors import ConfigError, VStreamError
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.replay.terminal import literal, one_line, printable
+
+if TYPE_CHECKING:
+    from vstream_ros.engine import DelayedBatchInferenceEngine
+    from vstream_ros.replay.ask import Fed
+    from vstream_ros.replay.frames import Source
 
 ASK_TIMEOUT_S = 3600.0
 """Offline nobody waits for the answer by the clock of a robot, and a CPU takes minutes for a clip."""
@@ -50,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, add, run, text in (
         ("ask", _add_ask, _ask, "answer questions about a video or a bag, without ROS"),
+        ("memory", _add_memory, _memory, "draw what memory keeps of a video or a bag, without ROS and without a model"),
         ("compare", _add_compare, _compare, "compare ways to answer over the same frames, native inference first"),
         ("record", _add_record, _record, "make a ROS 2 bag of a video"),
         ("demo", _add_demo, _demo, "run the node on a recording and ask it through its service"),
@@ -68,16 +75,7 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     add("--model", default=DEFAULT_MODEL, help="hub id or checkpoint folder (default %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default auto)")
     add("--local-files-only", action="store_true", help="never ask the model hub")
-    add("--topic", action="append", metavar="TOPIC", help="image topic of a bag, repeatable (default: all)")
-    add("--sample-rate", type=float, default=2.0, metavar="HZ", help="frames per second to keep (default %(default)s)")
-    add(
-        "--star-memory-size", type=int, default=MemoryConfig.star_memory_size, metavar="FRAMES",
-        help="long-term key frames (default %(default)s)",
-    )
-    add(
-        "--stream-window-size", type=int, default=MemoryConfig.stream_window_size, metavar="FRAMES",
-        help="most recent frames (default %(default)s)",
-    )
+    _add_memory_options(parser)
     add(
         "--start-time", type=parse_seconds, metavar="SECONDS", default="0",
         help="ask about frames from this header stamp on; a video's count from its start (default: all)",
@@ -89,6 +87,27 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
         help="for each question (default %(default)s)",
     )
     add("--json", action="store_true", help="print one JSON document instead of tables")
+    add("--memory-sheet", type=Path, metavar="FILE", help="also draw what memory holds in the end: a .png or .jpg")
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recording", type=Path, metavar="VIDEO_OR_BAG", help="as for ask")
+    parser.add_argument("sheet", type=Path, metavar="FILE", help="the picture to write, a .png or .jpg")
+    _add_memory_options(parser)
+
+
+def _add_memory_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--topic", action="append", metavar="TOPIC", help="image topic of a bag, repeatable (default: all)")
+    add("--sample-rate", type=float, default=2.0, metavar="HZ", help="frames per second to keep (default %(default)s)")
+    add(
+        "--star-memory-size", type=int, default=MemoryConfig.star_memory_size, metavar="FRAMES",
+        help="long-term key frames (default %(default)s)",
+    )
+    add(
+        "--stream-window-size", type=int, default=MemoryConfig.stream_window_size, metavar="FRAMES",
+        help="most recent frames (default %(default)s)",
+    )
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -132,14 +151,14 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
-    from vstream_ros.replay.ask import answer_questions, camera_names, feed
+    from vstream_ros.replay.ask import answer_questions, camera_names
+    from vstream_ros.replay.sheet import check_picture_name, write_sheet
     from vstream_ros.replay.sources import open_source
-    from vstream_ros.replay.terminal import frame_progress, metrics_table, print_reply
+    from vstream_ros.replay.terminal import metrics_table, print_reply
 
-    memory = MemoryConfig(
-        star_memory_size=args.star_memory_size, stream_window_size=args.stream_window_size,
-        sample_rate_hz=args.sample_rate,
-    )
+    memory = _memory_config(args)
+    if args.memory_sheet is not None:
+        check_picture_name(args.memory_sheet)
     with open_source(args.recording, args.topic) as source:
         # After what can fail at once: torch takes seconds to import.
         from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig
@@ -152,15 +171,9 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
         with DelayedBatchInferenceEngine(args.model, config=config, memory=memories) as engine:
             with notes.status(f"loading {literal(args.model)}"):
                 engine.load().result()
-            with frame_progress(notes) as progress:
-                task = progress.add_task("reading frames", total=None)
-                fed = feed(
-                    engine, source, cameras,
-                    lambda read, total: progress.update(task, completed=read, total=max(read, total)),
-                )
-            if fed.damaged:
-                fault = printable(fed.last_fault)
-                notes.print(f"{fed.damaged} damaged frames left out: {fault}", style="yellow", markup=False)
+            fed = _fed(engine, source, cameras, notes)
+            if args.memory_sheet is not None:
+                write_sheet(engine.snapshots(), args.memory_sheet)
             replies = []
             asked = answer_questions(engine, args.questions, start_ns=args.start_time, end_ns=args.end_time)
             for number, reply in enumerate(asked, start=1):
@@ -176,6 +189,49 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
     elif metrics := [reply.metrics for reply in replies if not reply.error_code]:
         out.print(metrics_table(metrics))
     return int(any(reply.error_code for reply in replies))
+
+
+def _memory(args: argparse.Namespace, out: Console, notes: Console) -> int:
+    from vstream_ros.replay.ask import camera_names
+    from vstream_ros.replay.sheet import check_picture_name, write_sheet
+    from vstream_ros.replay.sources import open_source
+
+    memory = _memory_config(args)
+    check_picture_name(args.sheet)
+    with open_source(args.recording, args.topic) as source:
+        from vstream_ros.engine import DelayedBatchInferenceEngine
+
+        cameras = camera_names(source.topics)
+        with DelayedBatchInferenceEngine(memory=dict.fromkeys(cameras.values(), memory)) as engine:
+            fed = _fed(engine, source, cameras, notes)
+            write_sheet(engine.snapshots(), args.sheet)
+    shown = printable(str(args.sheet))
+    out.print(f"{fed.read} frames were read; {shown} shows what memory holds", markup=False, soft_wrap=True)
+    return 0
+
+
+def _memory_config(args: argparse.Namespace) -> MemoryConfig:
+    return MemoryConfig(
+        star_memory_size=args.star_memory_size, stream_window_size=args.stream_window_size,
+        sample_rate_hz=args.sample_rate,
+    )
+
+
+def _fed(engine: DelayedBatchInferenceEngine, source: Source, cameras: Mapping[str, str], notes: Console) -> Fed:
+    """Feed a recording to the engine with a progress bar, and say what of it was damaged."""
+    from vstream_ros.replay.ask import feed
+    from vstream_ros.replay.terminal import frame_progress
+
+    with frame_progress(notes) as progress:
+        task = progress.add_task("reading frames", total=None)
+        fed = feed(
+            engine, source, cameras,
+            lambda read, total: progress.update(task, completed=read, total=max(read, total)),
+        )
+    if fed.damaged:
+        fault = printable(fed.last_fault)
+        notes.print(f"{fed.damaged} damaged frames left out: {fault}", style="yellow", markup=False)
+    return fed
 
 
 def _compare(args: argparse.Namespace, out: Console, notes: Console) -> int:

@@ -214,3 +214,21 @@ def test_a_tubelet_is_reweighed_once_and_stays_itself() -> None:
     assert store.stream[1] is after
     assert not store.reweigh(99, 0.1)
     store.check_integrity()
+
+
+def test_star_covers_all_the_time_seen_however_alike_it_was() -> None:
+    """An hour of which every second is worth the same: the past thins out, and goes on to the end."""
+    store = run(3600, 0.2, star=15, window=5, slide=8)
+    times = [*ids(store.star), 3600]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert max(gaps) <= 2 * 3600 / 14
+    assert sum(time > 1800 for time in times) >= 5
+
+
+def test_a_scene_change_outlives_the_motion_just_before_it() -> None:
+    """A picture that is full of motion is worth more than 1."""
+    store = StarStream(star=6, window=2, slide=4)
+    for i in range(60):
+        busy = i < 20
+        store.append(tubelet(i, 1.2 if busy else 0.01, scene_change=i == 15))
+    assert 15 in ids(store.star)

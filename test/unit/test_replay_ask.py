@@ -212,3 +212,32 @@ def test_the_table_tells_nothing_encoded_from_encoded_in_no_time(capsys):
     assert "nothing to encode" in rows["encoding the frames"]
     assert "660 of 700" in rows["prompt tokens reused"]
     assert "2.50 s" in rows["question to answer"]
+
+
+def test_a_recording_s_memory_is_drawn_without_a_model(two_cameras, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    assert main(["memory", str(two_cameras), str(sheet), "--sample-rate", "10", "--star-memory-size", "2"]) == 0
+    assert "40 frames were read" in capsys.readouterr().out
+    few = cv2.imread(str(sheet))
+    assert main(["memory", str(two_cameras), str(sheet), "--sample-rate", "1"]) == 0
+    assert few.shape[1] == cv2.imread(str(sheet)).shape[1] == 1600
+    assert few.shape[0] > cv2.imread(str(sheet)).shape[0] > 200  # two cameras of one row each
+
+
+@pytest.mark.parametrize("name", ["sheet.txt", "sheet", "missing/sheet.png", "folder.png"])
+def test_a_sheet_that_can_t_be_written_is_refused_before_the_work(video, tmp_path, capsys, name):
+    (tmp_path / "folder.png").mkdir()
+    for command in (["memory", str(video), str(tmp_path / name)],
+                    ["ask", str(video), "What?", "--model", "/nowhere", "--memory-sheet", str(tmp_path / name)]):
+        assert main(command) == 1
+        error = capsys.readouterr().err
+        assert name in error
+        assert "nowhere" not in error
+
+
+def test_questions_and_the_sheet_are_about_one_memory(checkpoint, video, tmp_path, capsys):
+    sheet = tmp_path / "sheet.jpg"
+    options = ["--model", str(checkpoint), "--device", "cpu", "--max-new-tokens", "2", "--json"]
+    assert main(["ask", str(video), "What?", *options, "--memory-sheet", str(sheet)]) == 0
+    assert len(json.loads(capsys.readouterr().out)["answers"]) == 1
+    assert cv2.imread(str(sheet)).shape[1] == 1600

@@ -1,4 +1,4 @@
-"""The demo's view of the node, as a planner has it: the ask service and the status topics, nothing else."""
+"""The demo's view of the node, as a planner has it: services and status topics, nothing else."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import rclpy
 from builtin_interfaces.msg import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from vstream_ros.errors import QuestionTimeoutError
@@ -38,6 +41,10 @@ class DemoClient:
         self._executor.add_node(self._node)
         self._ask = self._node.create_client(AskVideo, f"{NODE}/ask")
         self._clear = self._node.create_client(Trigger, f"{NODE}/clear_memory")
+        self._show = self._node.create_client(Trigger, f"{NODE}/show_memory")
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self._node.create_subscription(Image, f"{NODE}/memory_image", self._on_sheet, latched)
+        self._sheet: Image | None = None
         self._node.create_subscription(CacheStatus, f"{NODE}/cache_status", self._on_cache, 10)
         self._node.create_subscription(VramStatus, f"{NODE}/vram_status", self._on_vram, 10)
         self.cache: CacheStatus | None = None
@@ -89,6 +96,16 @@ class DemoClient:
         """Have the node forget all frames. Raises ``QuestionTimeoutError`` if it does not answer."""
         self._call(self._clear, Trigger.Request(), 10.0)
 
+    def memory_sheet(self) -> np.ndarray:
+        """What memory holds now, as the node draws it: (height, width, 3) uint8 RGB. Raises ``QuestionTimeoutError`` if
+        it does not come."""
+        self._sheet = None
+        done = self._call(self._show, Trigger.Request(), 10.0)
+        if not done.success or not self.wait_until(lambda: self._sheet is not None, 10.0):
+            raise QuestionTimeoutError(f"{NODE}/memory_image did not come: {done.message}; see the node's log")
+        sheet: Any = self._sheet
+        return np.frombuffer(sheet.data, np.uint8).reshape(sheet.height, sheet.width, 3)
+
     def _call(self, client: Any, request: Any, timeout_s: float) -> Any:
         if not self.wait_until(client.service_is_ready, 10.0):
             raise QuestionTimeoutError(f"the service {client.srv_name} did not appear within 10 s; see the node's log")
@@ -96,6 +113,9 @@ class DemoClient:
         if not self.wait_until(future.done, timeout_s):
             raise QuestionTimeoutError(f"{client.srv_name} did not answer within {timeout_s:.0f} s; see the node's log")
         return future.result()
+
+    def _on_sheet(self, sheet: Image) -> None:
+        self._sheet = sheet
 
     def _on_cache(self, status: CacheStatus) -> None:
         self.cache = status

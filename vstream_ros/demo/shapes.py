@@ -11,12 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vstream_ros.demo.picture import Held, draw_memory
+from vstream_ros.demo.picture import draw_memory
 from vstream_ros.demo.scene import happened, record_scene, scene_time_s, shown_views, supported
 from vstream_ros.demo.session import TOPIC, Session, node_session, stamps_ns
 from vstream_ros.errors import NotReadyError
 from vstream_ros.replay.ask import Reply
-from vstream_ros.replay.sources import open_source
 from vstream_ros.replay.terminal import literal, printable
 from vstream_ros.synthetic.shapes_questions import PHRASINGS, right
 from vstream_ros.synthetic.shapes_world import Scene
@@ -26,7 +25,6 @@ SEED = 8_000_000_001
 DURATION_S = 180.0
 REPLAY_RATE = 9.0
 """Scene seconds per second: 36 images a second."""
-THUMBNAIL = (96, 128)
 LONGEST_CELL = 60
 """Characters of an answer that has its place in the table."""
 QUESTIONS: dict[float, tuple[tuple[str, str], ...]] = {
@@ -83,11 +81,13 @@ def show_shapes(
         print_status(session.client, out)
         assert session.client.cache is not None
         star_frames = session.client.cache.cameras[0].star_frames
+        sheet = session.client.memory_sheet()
     print_answers(checked, out)
     seen = [row.stamps_ns for row in checked if row.at_s == DURATION_S and row.stamps_ns]
     if seen:
         path = workdir / "memory.png"
-        draw_memory(path, scene, _held(seen[0], star_frames, bags))
+        times_s = [scene_time_s(stamp) for stamp in seen[0]]  # star stands before stream
+        draw_memory(path, scene, sheet, times_s[:star_frames], times_s[star_frames:])
         out.print(f"What star and stream memory held at the end: {literal(path)}", highlight=False, soft_wrap=True)
     return [row.reply for row in sorted(checked, key=lambda row: -row.at_s)]
 
@@ -111,15 +111,6 @@ def _ask(session: Session, scene: Scene, at_s: float, kind: str, subject: str, o
     except ValueError:  # a change of light was taken for a cut, which left tubelets of one frame
         shown, stamps = None, ()
     return Checked(at_s, reply, shown, happened(kind, subject, scene, at_s), stamps)
-
-
-def _held(stamps: Sequence[int], star_frames: int, bags: Sequence[Path]) -> list[Held]:
-    """The frames of a clip with their pixels, read again from the bags; star stands before stream."""
-    pixels = {}
-    for bag in bags:
-        with open_source(bag) as source:
-            pixels.update({frame.stamp_ns: frame.rgb(THUMBNAIL) for frame in source if frame.stamp_ns in stamps})
-    return [Held(scene_time_s(stamp), pixels[stamp], k < star_frames) for k, stamp in enumerate(stamps)]
 
 
 def print_answers(checked: Sequence[Checked], out: Console) -> None:

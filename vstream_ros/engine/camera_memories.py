@@ -15,10 +15,19 @@ import numpy as np
 
 from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
 from vstream_ros.images.resize import check_rgb, resize_rgb
-from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager
+from vstream_ros.memory import (
+    Clip,
+    FrameSlot,
+    FrameStatus,
+    MemoryConfig,
+    MemorySnapshot,
+    MemoryStatus,
+    SmartFrameManager,
+)
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.future_stamps import Clock
 from vstream_ros.memory.slot import Size
+from vstream_ros.memory.stamps import stamp_ns_of_seconds
 from vstream_ros.models.frame_spec import FrameSpec
 
 logger = logging.getLogger(__name__)
@@ -141,6 +150,14 @@ class CameraMemories:
                     self._announce(status.cleared, slot.camera)
                 return status
 
+    def stamp_ns_of(self, timestamp: float, camera: str | None) -> int:
+        """A frame's time in seconds as its stamp. Raises ``FrameError``, counted, for what is none."""
+        try:
+            return stamp_ns_of_seconds(timestamp)
+        except FrameError as error:
+            self.reject_unstamped(camera, str(error))
+            raise
+
     def reject(self, slot: FrameSlot, reason: str) -> None:
         """Count an offered image that could not be used."""
         with self._lock:
@@ -216,6 +233,11 @@ class CameraMemories:
             return tuple(clip for clip in now if clip.tubelets), ()
         merged = (later or clip for clip, later in zip(now, ahead, strict=True))
         return tuple(clip for clip in now if clip.tubelets), tuple(clip for clip in merged if clip.tubelets)
+
+    def snapshots(self) -> tuple[MemorySnapshot, ...]:
+        """What each memory holds and why, all of one moment."""
+        with self._lock:
+            return tuple(memory.snapshot() for memory in self._memories.values())
 
     def status(self) -> tuple[MemoryStatus, ...]:
         """Fill and counters per camera."""

@@ -26,8 +26,8 @@ from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_loads import ModelLoads
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
 from vstream_ros.engine.status import StatusBoard
-from vstream_ros.errors import BusyError, ConfigError, FrameError, VStreamError
-from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig
+from vstream_ros.errors import BusyError, ConfigError, VStreamError
+from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemorySnapshot
 from vstream_ros.memory.future_stamps import Clock
 from vstream_ros.memory.stamps import checked_stamp_ns, stamp_ns_of_seconds
 from vstream_ros.models.frame_spec import FrameSpec
@@ -215,11 +215,7 @@ class DelayedBatchInferenceEngine:
             InvalidRequestError: an unknown camera, or none named where there are several.
         """
         if stamp_ns is None and timestamp is not None:
-            try:
-                stamp_ns = stamp_ns_of_seconds(timestamp)
-            except FrameError as error:
-                self._cameras.reject_unstamped(camera, str(error))
-                raise
+            stamp_ns = self._cameras.stamp_ns_of(timestamp, camera)
         return self.keep(self.offer(stamp_ns, camera=camera), frame)
 
     def update_star_memory(
@@ -263,6 +259,10 @@ class DelayedBatchInferenceEngine:
         """What memory would hand out for a question (default: about everything), one clip per camera with frames."""
         question = question or Question("")
         return self._cameras.take(question.cameras, question.start_ns, question.end_ns).clips
+
+    def snapshots(self) -> tuple[MemorySnapshot, ...]:
+        """What each camera's memory holds and why: ``memory.draw_contact_sheet`` draws it."""
+        return self._cameras.snapshots()
 
     # -- questions ---------------------------------------------------------------------------------------------------
 

@@ -37,15 +37,14 @@ class FrameCounters:
         key = reason if reason in self.clears or len(self.clears) < MAX_CLEAR_REASONS else OTHER_REASONS
         self.clears[key] = self.clears.get(key, 0) + 1
 
-    @property
-    def summary(self) -> dict[str, Any]:
-        """As ``MemoryStatus`` names them."""
+    def as_status(self) -> dict[str, Any]:
+        """The fields of ``MemoryStatus`` that are counted here."""
         return {
             "frames_offered": self.offered,
             "frames_kept": self.kept,
             "frames_rejected": self.rejected,
-            "last_rejection": self.last_rejection,
             "clears": dict(self.clears),
+            "last_rejection": self.last_rejection,
         }
 
     def check_integrity(self) -> None:

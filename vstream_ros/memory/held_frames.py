@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vstream_ros.errors import ConfigError
-from vstream_ros.memory.clip import Tubelet
+from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.memory.forming import ScoredFrame, TubeletFormer
 from vstream_ros.memory.key_frames import grouped
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.slot import Size
-from vstream_ros.memory.store import StarStream
+from vstream_ros.memory.snapshot import MemorySnapshot
+from vstream_ros.memory.store import GAP_POWER, StarStream, values
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +84,17 @@ class HeldFrames:
             "stream_capacity": self._config.stream_window_size + self._patch * self._config.stream_slide - 1,
         }
 
+    def as_status(self) -> dict[str, Any]:
+        """The fields of ``MemoryStatus`` that are about what is held."""
+        stamps = self.stamps_ns
+        return {
+            "tubelets": self.tubelet_count,
+            "nbytes": self.nbytes,
+            "oldest_stamp_ns": min(stamps, default=0),
+            "newest_stamp_ns": max(stamps, default=0),
+            **self.fill,
+        }
+
     def append(self, frame: ScoredFrame) -> None:
         """Store the newest frame."""
         self._store_tubelet(self._former.add(frame))
@@ -125,6 +137,19 @@ class HeldFrames:
     def after_slide(self) -> list[Tubelet] | None:
         """See ``StarStream.after_slide``."""
         return self._store.after_slide()
+
+    def snapshot(self, camera: str, second_per_grid: float) -> MemorySnapshot:
+        """What is held now and what it is worth, pending frames as a provisional tubelet."""
+        star, stream = tuple(self._store.star), tuple(self._store.stream)
+        worth = values(self._store.star, stream[0].time_ns) if star else []
+        provisional = self._former.provisional()
+        return MemorySnapshot(
+            camera=camera,
+            star=star,
+            values=tuple(value / NANOSECONDS**GAP_POWER for value in worth),
+            stream=stream if provisional is None else (*stream, provisional),
+            second_per_grid=second_per_grid,
+        )
 
     def remember(self) -> HeldState:
         """What is held now, for ``put_back``."""

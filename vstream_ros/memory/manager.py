@@ -23,6 +23,7 @@ from vstream_ros.memory.key_frames import checked_key_frames
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.quarantine import REASON as QUARANTINE_REASON
 from vstream_ros.memory.slot import FrameSlot, Size
+from vstream_ros.memory.snapshot import MemorySnapshot
 from vstream_ros.memory.stamps import checked_stamp_ns
 
 
@@ -242,19 +243,18 @@ class SmartFrameManager:
         held = self._held.after_slide()
         return None if held is None else Clip(tuple(held), second_per_grid=self._patch * self.period_s)
 
+    def snapshot(self) -> MemorySnapshot:
+        """What is held and why, to be looked at; O(tubelets held). Changes nothing that is stored."""
+        return self._held.snapshot(self.camera, self._patch * self.period_s)
+
     def status(self) -> MemoryStatus:
         """Counters and fill at this moment; O(tubelets held)."""
-        stamps = self._held.stamps_ns
         return MemoryStatus(
             camera=self.camera,
-            tubelets=self._held.tubelet_count,
-            nbytes=self._held.nbytes,
-            oldest_stamp_ns=min(stamps, default=0),
-            newest_stamp_ns=max(stamps, default=0),
             epoch=self.epoch,
             quarantine=QUARANTINE_REASON if self._judge.quarantine.active else "",
-            **self._counters.summary,
-            **self._held.fill,
+            **self._counters.as_status(),
+            **self._held.as_status(),
         )
 
     def check_integrity(self) -> None:

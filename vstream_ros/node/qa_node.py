@@ -20,6 +20,7 @@ from vstream_ros.errors import CanceledError, ConfigError, NotReadyError, VStrea
 from vstream_ros.node.callbacks import RosLogHandler, in_executor, never_raising
 from vstream_ros.node.camera_subscription import CameraSubscription
 from vstream_ros.node.image_progress import ImageProgress
+from vstream_ros.node.memory_image import MemoryImage
 from vstream_ros.node.parameters import Parameters
 from vstream_ros.node.question_server import QuestionServer
 from vstream_ros.node.settings import Settings
@@ -57,6 +58,7 @@ class QaNode(LifecycleNode):
             self, lambda: self.settings, lambda: self._engine, self._cameras, self._lifecycle_label
         )
         self._progress = ImageProgress(self, self._cameras)
+        self._memory_image = MemoryImage(self, self._configured_engine)
         self.create_service(Trigger, "~/clear_memory", self._on_clear_memory)
         self.create_service(Trigger, "~/reload_model", self._on_reload_model, callback_group=ReentrantCallbackGroup())
         # Kept: a jump handle that is thrown away crashes the process at the jump.
@@ -106,6 +108,7 @@ class QaNode(LifecycleNode):
         logging.getLogger(LIBRARY_LOGGER).removeHandler(self._log_handler)
         self._jump_handle.unregister()
         self._questions.destroy()
+        self._memory_image.destroy()
         self._destroy_lifecycle_node()
 
     def _destroy_lifecycle_node(self) -> None:
@@ -129,7 +132,7 @@ class QaNode(LifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the weights and forget the frames."""
-        return self._transition("cleanup", lambda: self._release_engine("the node was cleaned up"))
+        return self._transition("cleanup", lambda: self._give_up_memory("the node was cleaned up"))
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Give everything up, in whatever state."""
@@ -205,9 +208,13 @@ class QaNode(LifecycleNode):
             return
         self._freed = engine.close(reason, wait_s=0.0)  # later: a load that has begun can't be interrupted
 
+    def _give_up_memory(self, reason: str) -> None:
+        self._release_engine(reason)
+        self._memory_image.forget()
+
     def _shut_down(self) -> None:
         self._stop_cameras()
-        self._release_engine("the node is shutting down")
+        self._give_up_memory("the node is shutting down")
 
     def _lifecycle_label(self) -> str:
         return str(self._state_machine.current_state[1])
@@ -228,6 +235,7 @@ class QaNode(LifecycleNode):
             engine = self._configured_engine()
             frames = engine.status().clip_frames
             engine.clear("requested by ~/clear_memory")
+            self._memory_image.forget()
             response.success, response.message = True, f"{frames} frames were forgotten"
         except Exception as error:  # noqa: BLE001
             self._fail(response, error)
@@ -265,3 +273,4 @@ class QaNode(LifecycleNode):
         threshold_s = max(config.time_jump_threshold_s for config in self.settings.memory.values())
         if self._engine is not None and seconds >= threshold_s:
             self._engine.clear(f"the ROS clock jumped back by {seconds:.1f} s")
+            self._memory_image.forget()
