@@ -28,7 +28,8 @@ class MemoryConfig:
     """Hand out an odd last frame, padded by repetition as native inference pads it. A memory that holds nothing else
     hands it out in any case: a question after the first frame gets an answer."""
     selection_method: str = "pixel"
-    """What motion is measured by: "pixel" (local change that is unusual for this camera) or "semantic" (the change of an embedding)."""
+    """What motion is measured by: "pixel" (local change that is unusual for this camera) or "semantic" (the change of
+    an embedding)."""
     motion_weight: float = 0.7
     """Importance is the weighted mean of motion and complexity; only the ratio of the two weights counts."""
     complexity_weight: float = 0.3

@@ -141,9 +141,9 @@ def values(star: list[Tubelet], next_ns: int) -> list[float]:
 def _least_valuable(star: list[Tubelet], next_ns: int, spared: Container[int] = ()) -> int:
     """Index of the star tubelet to forget: the smallest importance x isolation^0.5, never the first.
 
-    Importance alone would freeze star: after an hour nothing beats what is in it. With the gaps in time, near-duplicates
-    go first and the past stays covered, the sparser the less happened. ``spared``: ids that go only where there is
-    nothing else.
+    Importance alone would freeze star: after an hour nothing beats what is in it. With the gaps in time,
+    near-duplicates go first and the past stays covered, the sparser the less happened. ``spared``: ids that go only
+    where there is nothing else.
     """
     worth = values(star, next_ns)
     return min(range(1, len(star)), key=lambda index: (star[index].id in spared, worth[index]))
