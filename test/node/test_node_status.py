@@ -68,7 +68,7 @@ def test_cache_status_follows_what_happens(start, planner):
     assert (full.timeline_tubelets, full.valid) == (0, False)
     front = full.cameras[0]
     assert front.frames_received == 5
-    assert front.star_capacity == 20
+    assert front.star_capacity == 30
     assert front.stream_frames == 4 or front.stream_frames == 5
     assert front.oldest_stamp.sec == START_NS // 10**9
     planner.ask()

@@ -208,7 +208,7 @@ def test_impossible_questions_say_what_to_do(
 def test_a_memory_that_exceeds_the_models_context_is_refused_at_once() -> None:
     model, processor = random_model("qwen2_5_vl", context=2000)
     with pytest.raises(errors.ConfigError, match="2000") as caught:
-        DelayedBatchInferenceEngine(model, processor, "cpu", max_pixels=112 * 112, star_memory_size=200)
+        DelayedBatchInferenceEngine(model, processor, "cpu", max_pixels=112 * 112, star_memory_size=220)
     assert "star_memory_size" in str(caught.value)
     DelayedBatchInferenceEngine(model, processor, "cpu", max_pixels=112 * 112).close()
 

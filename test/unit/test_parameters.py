@@ -86,9 +86,9 @@ def test_qa_yaml_explains_each_parameter_beside_it():
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("low_vram.yaml", {"star_memory_size": 10, "stream_window_size": 10, "max_pixels": 2 * 224 * 224}),
-        ("long_video.yaml", {"star_memory_size": 50, "stream_window_size": 30}),
-        ("high_quality.yaml", {"star_memory_size": 30, "stream_window_size": 30, "max_pixels": 720 * 480}),
+        ("low_vram.yaml", {"star_memory_size": 14, "stream_window_size": 6, "max_pixels": 2 * 224 * 224}),
+        ("long_video.yaml", {"star_memory_size": 60, "stream_window_size": 20}),
+        ("high_quality.yaml", {"star_memory_size": 44, "stream_window_size": 16, "max_pixels": 720 * 480}),
     ],
 )
 def test_presets_hold_only_what_differs_and_take_effect_after_qa_yaml(name, changes):

@@ -20,6 +20,8 @@ STRONGEST = 6
 MOMENT_S = 0.5
 """Change is measured against the picture this long ago (or the last one, where pictures are rarer), so that an object
 moves as far at 25 Hz as at 2."""
+MOST_RECENT = 64
+"""Pictures of that moment at most, however close their stamps: above 128 Hz the moment is shorter."""
 BACKGROUND_S = 5.0
 """Time constant with which the background follows the picture ..."""
 BACKGROUND_STEP = 0.04
@@ -68,7 +70,7 @@ class ActivityMeter:
         self._usual = np.full((CELLS, CELLS), 0.01, dtype=np.float32)
         self._left = 0.0
         """Difference to the background that usually remains once the camera's motion is out."""
-        self._recent: deque[tuple[float, np.ndarray]] = deque()
+        self._recent: deque[tuple[float, np.ndarray]] = deque(maxlen=MOST_RECENT)
         """(seconds, cells), of the last ``MOMENT_S``."""
 
     def copy(self) -> ActivityMeter:
@@ -105,7 +107,8 @@ class ActivityMeter:
         if shift is None or not far(shift, THUMBNAIL):
             self._recent.append((time_s, cells))
             return Activity(value, shift)
-        self._background = moved_onto(seen, self._background, (-shift[0], -shift[1]))
+        # The background itself, moved along, would be off by each shift's error, and blurred a little more each time.
+        self._background = seen
         self._recent.clear()
         self._recent.append((time_s, _cells(seen)))
         return Activity(value, shift, anchored=True)
