@@ -43,11 +43,12 @@ def longest_gap(store: StarStream) -> int:
     return max(after - before for before, after in itertools.pairwise(times))
 
 
-def test_retention_is_importance_with_a_floor_and_a_cut_or_a_key_counts_as_a_vivid_object() -> None:
+def test_retention_is_importance_with_a_floor_and_a_cut_or_a_key_counts_as_a_vivid_object_more() -> None:
     assert retention(tubelet(0, 0.3)) == 0.3
     assert retention(tubelet(0, 0.0)) == EMPTY > 0.0
-    assert retention(tubelet(0, 0.1, scene_change=True)) == retention(tubelet(0, 0.1, key=True)) == 1.0
-    assert retention(tubelet(0, 1.7, scene_change=True)) == 1.7
+    assert retention(tubelet(0, 0.1, scene_change=True)) == retention(tubelet(0, 0.1, key=True)) == 1.1
+    assert retention(tubelet(0, 1.7, scene_change=True)) == 2.7
+    assert retention(tubelet(0, 0.1, scene_change=True, key=True)) == 1.1
 
 
 @given(st.integers(0, 10**15), st.integers(0, 10**15))

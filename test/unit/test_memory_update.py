@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.memory_frames import SECOND, flat, lively, noisy, scene
 from vstream_ros.errors import FrameError
 from vstream_ros.memory import SmartFrameManager, Tubelet, Verdict
-from vstream_ros.memory.store import retention
+from vstream_ros.memory.store import EMPTY, retention
 
 PERIOD = SECOND // 2
 
@@ -48,7 +48,7 @@ def test_newer_frames_are_appended_past_the_sampling_grid() -> None:
     update(memory, *stamps)
     assert ids(memory)[:2] == before
     assert keys(memory) == [stamps[:2], stamps[2:]]  # a lonely last one is sealed
-    assert [retention(tubelet) for tubelet in memory.clip().tubelets[2:]] == [1.0, 1.0]
+    assert [retention(tubelet) for tubelet in memory.clip().tubelets[2:]] == [1.0 + EMPTY] * 2
     assert memory.status().newest_stamp_ns == stamps[2]
     assert not memory.add_frame(flat(), stamps[2] + 1).kept  # that slot has its frame
     assert memory.add_frame(flat(), 5 * PERIOD).kept
