@@ -1,5 +1,6 @@
 """Frames in, a bounded clip out. numpy and OpenCV; no torch, no rclpy."""
 
+from vstream_ros.memory.archive import Archive
 from vstream_ros.memory.clip import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Tubelet, Verdict
 from vstream_ros.memory.manager import SmartFrameManager
 from vstream_ros.memory.memory_config import SELECTION_METHODS, MemoryConfig
@@ -8,6 +9,7 @@ from vstream_ros.memory.slot import FrameSlot
 __all__ = [
     "NANOSECONDS",
     "SELECTION_METHODS",
+    "Archive",
     "Clip",
     "FrameSlot",
     "FrameStatus",

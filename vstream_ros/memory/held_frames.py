@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vstream_ros.errors import ConfigError
+from vstream_ros.memory.archive import Archive
 from vstream_ros.memory.clip import Tubelet
 from vstream_ros.memory.forming import ScoredFrame, TubeletFormer
 from vstream_ros.memory.key_frames import grouped
@@ -27,9 +28,22 @@ class HeldState:
 class HeldFrames:
     """The frames of one camera, bounded, in time order. Not thread-safe."""
 
-    def __init__(self, config: MemoryConfig, camera: str, temporal_patch_size: int, ids: Iterator[int]) -> None:
-        """Raises ``ConfigError`` where a size of ``config`` is less than one tubelet."""
+    def __init__(
+        self,
+        config: MemoryConfig,
+        camera: str,
+        temporal_patch_size: int,
+        ids: Iterator[int],
+        archive: Archive | None = None,
+    ) -> None:
+        """``archive`` is told of every tubelet that leaves, and of all that is done to those that are held.
+
+        Raises ``ConfigError`` where a size of ``config`` is less than one tubelet.
+        """
         self._config = config
+        self._camera = camera
+        self._ids = ids
+        self._archive = archive
         self._patch = temporal_patch_size
         self._former = TubeletFormer(camera, temporal_patch_size, ids)
         self._store = StarStream(
@@ -37,6 +51,10 @@ class HeldFrames:
             window=_tubelets(config, "stream_window_size", temporal_patch_size),
             slide=config.stream_slide,
         )
+
+    def regrouped(self, temporal_patch_size: int) -> HeldFrames:
+        """Nothing yet, for tubelets of another length. Raises ``ConfigError`` as ``__init__``."""
+        return HeldFrames(self._config, self._camera, temporal_patch_size, self._ids, self._archive)
 
     @property
     def tubelets(self) -> list[Tubelet]:
@@ -104,7 +122,9 @@ class HeldFrames:
                 self._store.mark_key(held[frame.stamp_ns])
         new = [frame for frame in frames if frame.stamp_ns not in held]
         groups = grouped(new, self.tubelets, self._patch, gap_ns)
-        self._store.insert([self._former.key_tubelet(group) for group in groups])
+        before, keys = self.tubelets, [self._former.key_tubelet(group) for group in groups]
+        self._store.insert(keys)
+        self._archive_those_gone(before + keys)
         return new
 
     def to_hand_out(self, include_pending: bool) -> tuple[Tubelet, ...]:
@@ -126,6 +146,8 @@ class HeldFrames:
         """Hold what was held at another moment."""
         self._store.star, self._store.stream = list(state.star), list(state.stream)
         self._former.pending = list(state.pending)
+        if self._archive is not None:
+            self._archive.withdraw_after(max(self.stamps_ns, default=0))
 
     def resize(self, size: Size) -> None:
         """Scale every frame to ``size`` = (height, width). Tubelets get new ids, all else about them stays."""
@@ -134,11 +156,15 @@ class HeldFrames:
             for tubelets in (self._store.star, self._store.stream)
         )
         self._former.resize_pending(size)
+        if self._archive is not None:
+            self._archive.resize(size)
 
     def clear(self) -> None:
         """Forget every frame."""
         self._store.clear()
         self._former.clear()
+        if self._archive is not None:
+            self._archive.forget()
 
     def check_integrity(self) -> None:
         """Raise AssertionError where an invariant is broken. For tests: O(bytes held)."""
@@ -162,7 +188,17 @@ class HeldFrames:
 
     def _store_tubelet(self, tubelet: Tubelet | None) -> None:
         if tubelet is not None:
+            before = self.tubelets
             self._store.append(tubelet)
+            self._archive_those_gone(before)
+
+    def _archive_those_gone(self, before: list[Tubelet]) -> None:
+        """Of ``before``, the ones that are not held any more."""
+        if self._archive is not None:
+            held = {tubelet.id for tubelet in self.tubelets}
+            for tubelet in before:
+                if tubelet.id not in held:
+                    self._archive.add(tubelet)
 
 
 def _tubelets(config: MemoryConfig, name: str, temporal_patch_size: int) -> int:
