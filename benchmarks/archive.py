@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from benchmarks.memory_recall import FRAME_SIZE, make_scene, tubelets_of, view_of
 from support.intervals import bootstrap
@@ -106,21 +107,22 @@ def main() -> None:
     parser.add_argument("--kilobytes", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--out", type=Path, default=Path("build/archive.json"))
     args = parser.parse_args()
+    console = Console(highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         cost = {"ram": costs(""), "disk": costs(folder)}
     for where, values in cost.items():
-        print(where, ", ".join(f"{name} {value:.2f}" for name, value in values.items()), flush=True)
+        console.print(where, ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
     scores = []
     for seed in range(FIRST_SEED, FIRST_SEED + args.scenes):
         scores.append(recall(make_scene("busy", args.minutes, seed), args.kilobytes))
-        print(seed, scores[-1], flush=True)
+        console.print(seed, scores[-1])
     rows = []
     for name in scores[0]:
         counts = [score[name][:2] for score in scores]
         right, n = np.sum(counts, axis=0).tolist()
         archived = float(np.mean([score[name][2] for score in scores]))
         rows.append({"kilobytes": name, "recall": right / n, "n": n, "ci95": bootstrap(counts), "archived": archived})
-        print(f"{name:>10}: {right / n:.3f} of {n}, archived {archived:.0f} tubelets, 95 % {rows[-1]['ci95']}")
+        console.print(f"{name:>10}: {right / n:.3f} of {n}, 95 % {rows[-1]['ci95']}, {archived:.0f} archived")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"cost": cost, "recall": rows, "minutes": args.minutes, "scenes": args.scenes}))
 

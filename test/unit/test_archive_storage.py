@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from support.memory_frames import SECOND, scene
-from vstream_ros.memory import Archive, Clip, Tubelet
-from vstream_ros.memory import archive_storage
+from vstream_ros.memory import Archive, Clip, Tubelet, archive_storage
 from vstream_ros.memory.archive_storage import RETRY_S, FolderStorage
 from vstream_ros.memory.run_folder import OURS, PREFIX
 
@@ -145,7 +144,7 @@ def test_a_folder_that_cannot_be_used_costs_the_archive_only(tmp_path: Path, kin
         folder.write_text("mine")
     elif kind == "link":
         folder.symlink_to(target)
-    archive, storage = filled(folder)
+    archive, _ = filled(folder)
     assert archive.joined(NOTHING, 1, 0, 99) is NOTHING
     archive.check_integrity()
     assert archive.status.archive_bytes == 0
@@ -179,7 +178,7 @@ def test_a_run_folder_that_is_replaced_is_not_followed(tmp_path: Path) -> None:
     elsewhere.mkdir()
     folder.mkdir()
     (elsewhere / "0.jpegs").write_text("precious")
-    archive, storage = filled(folder, 2)
+    archive, _ = filled(folder, 2)
     (run,) = run_folders(folder)
     run.rename(tmp_path / "moved")
     run.symlink_to(elsewhere)
@@ -188,7 +187,7 @@ def test_a_run_folder_that_is_replaced_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_files_that_vanish_or_change_are_left_out(tmp_path: Path) -> None:
-    archive, storage = filled(tmp_path, 6)
+    archive, _ = filled(tmp_path, 6)
     (run,) = run_folders(tmp_path)
     (run / "1.jpegs").unlink()
     (run / "3.jpegs").write_bytes((run / "2.jpegs").read_bytes())  # an image, but another one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from vstream_ros.errors import ConfigError
 from vstream_ros.memory.archive import Archive
@@ -90,8 +91,8 @@ class HeldFrames:
         return tubelets + sum(frame.pixels.nbytes for frame in self._former.pending)
 
     @property
-    def fill(self) -> dict[str, int]:
-        """Real frames held (repetitions not counted) and the most that can be held."""
+    def fill(self) -> dict[str, Any]:
+        """Real frames held (repetitions not counted) and the most that can be held: integers."""
         return {
             "star_frames": sum(len(t.stamps_ns) for t in self._store.star),
             "star_capacity": self._config.star_memory_size,

@@ -51,7 +51,7 @@ class SmartFrameManager:
     ) -> None:
         """``overrides`` are fields of ``MemoryConfig`` that replace those of ``config``. ``ids`` yields tubelets' ids,
         rising and never repeated; cameras whose clips meet in one engine share it. ``embed``, for
-        ``selection_method="semantic"``, makes a vector of a read-only frame in ``keep``'s thread; where it fails, motion
+        ``selection_method="semantic"``, makes a vector of a read-only frame in ``keep``'s thread; if it fails, motion
         is taken from the pixels. ``archive`` notes what leaves, and is cleared with the memory. Raises ``ConfigError``.
         """
         config = replace(config or MemoryConfig(), **overrides)
