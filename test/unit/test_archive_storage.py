@@ -163,6 +163,7 @@ def test_links_in_the_place_of_files_are_not_followed(tmp_path: Path) -> None:
     (run / "0.jpegs").unlink()
     (run / "0.jpegs").symlink_to(secret)
     (run / "2.jpegs.part").symlink_to(secret)
+    assert storage.get(0) is None
     assert [one.stamps_ns for one in archive.joined(NOTHING, 1, 0, 99).tubelets] == [(SECOND + 1,)]
     archive.add(tubelets(9)[8])  # its key is 2
     archive.settle()
