@@ -221,3 +221,15 @@ def test_a_full_device_is_told():
     full = diagnostics.memory(READY, [replace(device, free=10)])
     assert full.level is Level.WARN
     assert "cuda:0" in full.message
+
+
+def test_an_archive_that_cannot_be_written_is_seen_and_no_other_fault_is_hidden():
+    archived = replace(MEMORY, archive_frames=6, archive_bytes=1234)
+    good = diagnostics.camera(GOOD, replace(READY, cameras=(archived,)), 5.0)
+    assert good.level is Level.OK
+    assert (good.values["archived frames"], good.values["archived bytes"]) == (6, 1234)
+    status = replace(READY, cameras=(replace(MEMORY, archive_error="no space left on device"),))
+    entry = diagnostics.camera(GOOD, status, 5.0)
+    assert entry.level is Level.WARN
+    assert "no space left on device" in entry.message
+    assert "publisher" in diagnostics.camera(replace(GOOD, publishers=0), status, 5.0).message

@@ -202,12 +202,12 @@ class ClipAnswerer:
             token_ids=decoding.token_ids,
         )
 
-    def encode_ahead(self, clips: Sequence[Clip]) -> bool:
+    def encode_ahead(self, clips: Sequence[Clip], archived: Set[int] = frozenset()) -> bool:
         """Compute the features of one tubelet that has none yet; False where there is nothing to do.
 
-        ``clips`` are all of memory: what was computed of other tubelets is forgotten.
+        ``clips`` are all of memory: what was computed of other tubelets than theirs and ``archived`` is forgotten.
         """
-        self.keep_only(tubelet_ids(clips))
+        self.keep_only(tubelet_ids(clips) | archived)
         for tubelet in (t for clip in clips for t in clip.tubelets if not t.provisional):
             if tubelet.id not in self.vision and tubelet.id not in self._encoded_ahead:
                 self.vision.features([tubelet])
@@ -215,15 +215,17 @@ class ClipAnswerer:
                 return True
         return False
 
-    def prefill_ahead(self, clips: Sequence[Clip], next_clips: Sequence[Clip]) -> bool:
+    def prefill_ahead(
+        self, clips: Sequence[Clip], next_clips: Sequence[Clip], archived: Set[int] = frozenset()
+    ) -> bool:
         """Bring the current timeline, then the one for ``next_clips``, one tubelet nearer to its clips.
 
-        ``clips`` are all of memory: what was computed of other tubelets is forgotten.
+        ``clips`` are all of memory: what was computed of other tubelets than theirs and ``archived`` is forgotten.
 
         Returns:
             False where both are in step.
         """
-        self.keep_only(tubelet_ids((*clips, *next_clips)))
+        self.keep_only(tubelet_ids((*clips, *next_clips)) | archived)
         try:
             if settled := _settled(clips):
                 prompt = self.prompt(settled, "")

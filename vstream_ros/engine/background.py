@@ -83,7 +83,10 @@ class WorkAhead:
 
     def _work(self, answerer: ClipAnswerer) -> bool:
         clips, next_clips = self._cameras.clips_ahead()
-        return answerer.encode_ahead(clips) if self._mode == "vision" else answerer.prefill_ahead(clips, next_clips)
+        archived = self._cameras.archived_tubelets()
+        if self._mode == "vision":
+            return answerer.encode_ahead(clips, archived)
+        return answerer.prefill_ahead(clips, next_clips, archived)
 
     def _after_failure(self, answerer: ClipAnswerer, failure: str, out_of_memory: bool) -> float | None:
         """Outside of the ``except``, so that nothing holds what the step had computed. Returns what ``step`` does."""

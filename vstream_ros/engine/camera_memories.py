@@ -16,6 +16,7 @@ import numpy as np
 from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
 from vstream_ros.images.resize import check_rgb, resize_rgb
 from vstream_ros.memory import (
+    Archive,
     Clip,
     FrameSlot,
     FrameStatus,
@@ -64,11 +65,18 @@ class CameraMemories:
         self._lock = threading.Lock()
         """Guards every memory, ``_frame_spec`` where it changes, ``_announcements`` and ``_clearings``."""
         ids = itertools.count()
+        self._archives = {
+            name: Archive(config.archive_max_bytes, config.archive_folder, horizon_s=config.archive_horizon_s, ids=ids)
+            for name, config in configs.items()
+            if config.archive_max_bytes
+        }
+        """Of the cameras that have one. They have locks of their own, which are never taken under ``_lock``."""
+        patch = frame_spec.temporal_patch_size
         self._memories = {
             name: SmartFrameManager(
                 # The engine looks at vision features, later (``reweigh``): until they are there, pixels count.
-                replace(config, selection_method="pixel"), camera=name,
-                temporal_patch_size=frame_spec.temporal_patch_size, ids=ids,
+                replace(config, selection_method="pixel"), camera=name, temporal_patch_size=patch, ids=ids,
+                archive=self._archives.get(name),
             )
             for name, config in configs.items()
         }
@@ -119,6 +127,7 @@ class CameraMemories:
                 self._announce(f"{reason}: tubelets of {patch} frames")
             self._frame_spec = frame_spec
             scaled = {name: memory.resize(frame_spec.fit) for name, memory in self._memories.items()}
+        self._settle_archives()
         for name, count in scaled.items():
             if count:
                 logger.warning("camera %s: what memory holds (%d tubelets) was scaled: %s", name, count, reason)
@@ -148,7 +157,9 @@ class CameraMemories:
                 status = memory.keep(slot, image)
                 if status.cleared:
                     self._announce(status.cleared, slot.camera)
-                return status
+            if slot.camera in self._archives:
+                self._archives[slot.camera].store_one()
+            return status
 
     def stamp_ns_of(self, timestamp: float, camera: str | None) -> int:
         """A frame's time in seconds as its stamp. Raises ``FrameError``, counted, for what is none."""
@@ -178,7 +189,9 @@ class CameraMemories:
             self.reject_unstamped(name, str(error))
             raise
         with self._lock:
-            return self._memory(name).update_star_memory(fitted)
+            statuses = self._memory(name).update_star_memory(fitted)
+        self._settle_archives()
+        return statuses
 
     def reweigh(self, camera: str, tubelet_id: int, importance: float) -> bool:
         """See ``SmartFrameManager.reweigh``."""
@@ -191,6 +204,12 @@ class CameraMemories:
             for memory in self._memories.values() if camera is None else (self._memory(camera),):
                 memory.clear(reason)
             self._announce(reason, camera)
+        self._settle_archives()
+
+    def close(self) -> None:
+        """Forget the archives, and delete those on disk. Memory goes on without."""
+        for archive in self._archives.values():
+            archive.close()
 
     def require(self, cameras: Sequence[str]) -> None:
         """Raise ``InvalidRequestError`` for an unknown name."""
@@ -200,16 +219,36 @@ class CameraMemories:
     def take(self, cameras: Sequence[str] = (), start_ns: int = 0, end_ns: int = 0) -> TakenClips:
         """One clip per camera that has frames in the range (default: all cameras, all frames).
 
-        Raises ``InvalidRequestError`` for an unknown name.
+        A range also gets what the cameras' archives hold of it, up to the tubelets that star and window hold; it is
+        decoded here. Raises ``InvalidRequestError`` for an unknown name.
         """
         self.require(cameras)
         names = [name for name in self._memories if not cameras or name in cameras]
-        with self._lock:
-            found = {name: self._memories[name].clip(start_ns, end_ns) for name in names}
+        while True:
+            with self._lock:
+                found = {name: self._memories[name].clip(start_ns, end_ns) for name in names}
+                epochs = {name: self._memories[name].epoch for name in names}
+                held = sum(len(memory.clip()) for memory in self._memories.values())
+            whole = sum(map(len, found.values())) == held
+            if start_ns or end_ns:
+                joined = {name: self._with_archived(clip, name, start_ns, end_ns) for name, clip in found.items()}
+                if self.cleared_since(epochs):
+                    continue  # what was archived may be another epoch's than the clip
+                whole = whole and all(joined[name] is found[name] for name in names)
+                found = joined
             clips = {name: clip for name, clip in found.items() if clip.tubelets}
-            epochs = {name: self._memories[name].epoch for name in clips}
-            held = sum(len(memory.clip()) for memory in self._memories.values())
-        return TakenClips(tuple(clips.values()), epochs, whole=sum(map(len, clips.values())) == held)
+            return TakenClips(tuple(clips.values()), {name: epochs[name] for name in clips}, whole)
+
+    def _with_archived(self, clip: Clip, camera: str, start_ns: int, end_ns: int) -> Clip:
+        archive, config = self._archives.get(camera), self._memories[camera].config
+        if archive is None:
+            return clip
+        most = (config.star_memory_size + config.stream_window_size) // self._frame_spec.temporal_patch_size
+        return archive.joined(clip, start_ns, end_ns, most)
+
+    def _settle_archives(self) -> None:
+        for archive in self._archives.values():
+            archive.settle()
 
     def cleared_since(self, epochs: Mapping[str, int]) -> list[str]:
         """The cameras of ``TakenClips.epochs`` whose memory was cleared since."""
@@ -217,9 +256,14 @@ class CameraMemories:
             return [name for name, epoch in epochs.items() if self._memories[name].epoch != epoch]
 
     def held_tubelets(self) -> set[int]:
-        """The ids of all tubelets that any memory would hand out, now or after its next slide."""
+        """The ids of all tubelets that any memory would hand out, now or after its next slide, and its archive."""
         with self._lock:
-            return {tubelet.id for memory in self._memories.values() for tubelet in memory.clip().tubelets}
+            held = {tubelet.id for memory in self._memories.values() for tubelet in memory.clip().tubelets}
+        return held | self.archived_tubelets()
+
+    def archived_tubelets(self) -> set[int]:
+        """The ids of all tubelets that an archive has handed out and still holds."""
+        return set().union(*(archive.ids() for archive in self._archives.values()))
 
     def clips_ahead(self) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
         """One clip per camera with frames, and the same after each memory's next slide.
@@ -242,7 +286,9 @@ class CameraMemories:
     def status(self) -> tuple[MemoryStatus, ...]:
         """Fill and counters per camera."""
         with self._lock:
-            return tuple(memory.status() for memory in self._memories.values())
+            states = [memory.status() for memory in self._memories.values()]
+        archived = {name: vars(archive.status) for name, archive in self._archives.items()}
+        return tuple(replace(state, **archived.get(state.camera, {})) for state in states)
 
     def why_empty(self, cameras: Sequence[str]) -> str:
         """Why the memories of these cameras hold nothing, and what to do about it."""

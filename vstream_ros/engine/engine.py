@@ -347,4 +347,5 @@ class DelayedBatchInferenceEngine:
         """
         ticket = self._host.announce_end()
         self._thread.close(reason, last_job=lambda: self._loads.free(ticket), wait_s=wait_s)
+        self._cameras.close()
         return self._thread.ended

@@ -144,7 +144,7 @@ class StatusBoard:
         weights = {} if answerer is None else answerer.model.weight_bytes_by_device
         compute = host if answerer is None else answerer.model.device
         features = host if answerer is None else answerer.vision.device
-        frames = sum(camera.nbytes for camera in self._cameras.status())
+        frames = sum(camera.nbytes + camera.archive_ram_bytes for camera in self._cameras.status())
         return [
             dataclasses.replace(
                 read_device_memory(device),

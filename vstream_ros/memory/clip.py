@@ -148,3 +148,11 @@ class MemoryStatus:
     """How often what this memory holds was cleared or scaled: questions and caches of an earlier epoch are void."""
     quarantine: str = ""
     """Why the camera is kept out at the moment ("" if it is not)."""
+    archive_frames: int = 0
+    """Frames that left and are archived."""
+    archive_bytes: int = 0
+    """What counts against ``archive_max_bytes``."""
+    archive_ram_bytes: int = 0
+    """What the archive takes of RAM, tubelets that were decoded for the last question included."""
+    archive_error: str = ""
+    """Why frames could not be archived lately ("" where they can)."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vstream_ros.errors import ConfigError
+from vstream_ros.memory.archive import Archive
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.memory.forming import ScoredFrame, TubeletFormer
 from vstream_ros.memory.key_frames import grouped
@@ -30,9 +31,22 @@ class HeldState:
 class HeldFrames:
     """The frames of one camera, bounded, in time order. Not thread-safe."""
 
-    def __init__(self, config: MemoryConfig, camera: str, temporal_patch_size: int, ids: Iterator[int]) -> None:
-        """Raises ``ConfigError`` where a size of ``config`` is less than one tubelet."""
+    def __init__(
+        self,
+        config: MemoryConfig,
+        camera: str,
+        temporal_patch_size: int,
+        ids: Iterator[int],
+        archive: Archive | None = None,
+    ) -> None:
+        """``archive`` is told of every tubelet that leaves, and of all that is done to those that are held.
+
+        Raises ``ConfigError`` where a size of ``config`` is less than one tubelet.
+        """
         self._config = config
+        self._camera = camera
+        self._ids = ids
+        self._archive = archive
         self._patch = temporal_patch_size
         self._former = TubeletFormer(camera, temporal_patch_size, ids)
         self._store = StarStream(
@@ -40,6 +54,10 @@ class HeldFrames:
             window=_tubelets(config, "stream_window_size", temporal_patch_size),
             slide=config.stream_slide,
         )
+
+    def regrouped(self, temporal_patch_size: int) -> HeldFrames:
+        """Nothing yet, for tubelets of another length. Raises ``ConfigError`` as ``__init__``."""
+        return HeldFrames(self._config, self._camera, temporal_patch_size, self._ids, self._archive)
 
     @property
     def tubelets(self) -> list[Tubelet]:
@@ -76,7 +94,7 @@ class HeldFrames:
 
     @property
     def fill(self) -> dict[str, Any]:
-        """Real frames held (repetitions not counted) and the most that can be held."""
+        """Real frames held (repetitions not counted) and the most that can be held: integers."""
         return {
             "star_frames": sum(len(t.stamps_ns) for t in self._store.star),
             "star_capacity": self._config.star_memory_size,
@@ -118,7 +136,9 @@ class HeldFrames:
                 self._store.mark_key(held[frame.stamp_ns])
         new = [frame for frame in frames if frame.stamp_ns not in held]
         groups = grouped(new, self.tubelets, self._patch, gap_ns)
-        self._store.insert([self._former.key_tubelet(group) for group in groups])
+        before, keys = self.tubelets, [self._former.key_tubelet(group) for group in groups]
+        self._store.insert(keys)
+        self._archive_those_gone(before + keys)
         return new
 
     def reweigh(self, tubelet_id: int, importance: float) -> bool:
@@ -159,6 +179,8 @@ class HeldFrames:
         """Hold what was held at another moment."""
         self._store.star, self._store.stream = list(state.star), list(state.stream)
         self._former.pending = list(state.pending)
+        if self._archive is not None:
+            self._archive.withdraw_after(max(self.stamps_ns, default=0))
 
     def resize(self, size: Size) -> None:
         """Scale every frame to ``size`` = (height, width). Tubelets get new ids, all else about them stays."""
@@ -167,11 +189,15 @@ class HeldFrames:
             for tubelets in (self._store.star, self._store.stream)
         )
         self._former.resize_pending(size)
+        if self._archive is not None:
+            self._archive.resize(size)
 
     def clear(self) -> None:
         """Forget every frame."""
         self._store.clear()
         self._former.clear()
+        if self._archive is not None:
+            self._archive.forget()
 
     def check_integrity(self) -> None:
         """Raise AssertionError where an invariant is broken. For tests: O(bytes held)."""
@@ -195,7 +221,17 @@ class HeldFrames:
 
     def _store_tubelet(self, tubelet: Tubelet | None) -> None:
         if tubelet is not None:
+            before = self.tubelets
             self._store.append(tubelet)
+            self._archive_those_gone(before)
+
+    def _archive_those_gone(self, before: list[Tubelet]) -> None:
+        """Of ``before``, the ones that are not held any more."""
+        if self._archive is not None:
+            held = {tubelet.id for tubelet in self.tubelets}
+            for tubelet in before:
+                if tubelet.id not in held:
+                    self._archive.add(tubelet)
 
 
 def _tubelets(config: MemoryConfig, name: str, temporal_patch_size: int) -> int:

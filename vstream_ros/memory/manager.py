@@ -12,6 +12,7 @@ import numpy as np
 
 from vstream_ros.errors import FrameError
 from vstream_ros.images.resize import owned_rgb
+from vstream_ros.memory.archive import Archive
 from vstream_ros.memory.clip import NANOSECONDS, Clip, FrameStatus, MemoryStatus, Verdict
 from vstream_ros.memory.counters import FrameCounters
 from vstream_ros.memory.forming import ScoredFrame
@@ -46,14 +47,13 @@ class SmartFrameManager:
         temporal_patch_size: int = 2,
         ids: Iterator[int] | None = None,
         embed: Embed | None = None,
+        archive: Archive | None = None,
         **overrides: Any,
     ) -> None:
-        """An empty memory.
-
-        ``overrides`` are fields of ``MemoryConfig`` that replace those of ``config``. ``ids`` yields the tubelets' ids,
-        rising and never repeated; cameras whose clips meet in one engine share it. ``embed`` is for
-        ``selection_method="semantic"``: it takes a read-only frame and returns a vector; it is called in ``keep``'s
-        thread, and where it fails the frame's motion is taken from its pixels. Raises ``ConfigError``.
+        """``overrides`` are fields of ``MemoryConfig`` that replace those of ``config``. ``ids`` yields tubelets' ids,
+        rising and never repeated; cameras whose clips meet in one engine share it. ``embed``, for
+        ``selection_method="semantic"``, makes a vector of a read-only frame in ``keep``'s thread; if it fails, motion
+        is taken from the pixels. ``archive`` notes what leaves, and is cleared with the memory. Raises ``ConfigError``.
         """
         self.config = config = replace(config or MemoryConfig(), **overrides)
         self.camera = camera
@@ -63,7 +63,7 @@ class SmartFrameManager:
         self._scorer = FrameScorer(config, embed)
         self._ids = itertools.count() if ids is None else ids
         self._patch = temporal_patch_size
-        self._held = HeldFrames(config, camera, temporal_patch_size, self._ids)
+        self._held = HeldFrames(config, camera, temporal_patch_size, self._ids, archive)
         self._source_size: Size | None = None
         """Of the camera's own images, as far as anybody said it."""
         self._clip: Clip | None = None
@@ -213,7 +213,7 @@ class SmartFrameManager:
 
         Raises ``ConfigError`` where the memory is smaller than one such tubelet; it is then as before.
         """
-        held = HeldFrames(self.config, self.camera, temporal_patch_size, self._ids)
+        held = self._held.regrouped(temporal_patch_size)
         self.clear(reason)
         self._held, self._patch = held, temporal_patch_size
 

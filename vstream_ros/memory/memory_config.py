@@ -43,6 +43,13 @@ class MemoryConfig:
     """A frame that is further ahead of the newest one and of a running clock is rejected, until such stamps go on
     steadily. Without a clock it is kept on trial, and dropped again when the next one goes on where the others were."""
 
+    archive_max_bytes: int = 0
+    """Bytes of what memory has let go that are kept for questions about a time range, as JPEG; 0: none."""
+    archive_folder: str = ""
+    """Where they are kept, in a folder of this run that is deleted at its end; "": in RAM. A whole path."""
+    archive_horizon_s: float = 3600.0
+    """What is older than the newest archived tubelet by more is let go."""
+
     def __post_init__(self) -> None:
         for name in ("star_memory_size", "stream_window_size"):
             value = getattr(self, name)
@@ -63,7 +70,12 @@ class MemoryConfig:
             self.motion_weight + self.complexity_weight > 0.0, "motion_weight + complexity_weight must be > 0, got 0"
         )
         _require(0.0 < self.scene_threshold <= 1.0, f"scene_threshold must be in (0, 1], got {self.scene_threshold}")
-        for name in ("time_jump_threshold_s", "future_stamp_tolerance_s"):
+        _require(self.archive_max_bytes >= 0, f"archive_max_bytes must be >= 0, got {self.archive_max_bytes}")
+        _require(
+            self.archive_folder == "" or (self.archive_folder.startswith("/") and "\0" not in self.archive_folder),
+            f"archive_folder must be a whole path, such as /var/tmp, or empty, got {self.archive_folder!r}",
+        )
+        for name in ("time_jump_threshold_s", "future_stamp_tolerance_s", "archive_horizon_s"):
             value = getattr(self, name)
             _require(0.0 < value < inf, f"{name} must be > 0 and finite, got {value}")
 

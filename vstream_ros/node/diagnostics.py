@@ -109,18 +109,24 @@ def camera(report: CameraReport, status: EngineStatus | None, silent_timeout_s: 
         "images rejected in a row": report.rejected_in_a_row,
         "seconds since the last image": f"{report.silent_s:.1f}" if report.seen else "never",
     }
+    archive_error = ""
     for memory in status.cameras if status is not None else ():
         if memory.camera == report.name:
+            archive_error = memory.archive_error
             values |= {
                 "frames kept": memory.frames_kept,
                 "frames rejected": memory.frames_rejected,
                 "star frames": f"{memory.star_frames} of {memory.star_capacity}",
                 "stream frames": f"{memory.stream_frames} of {memory.stream_capacity}",
+                "archived frames": memory.archive_frames,
+                "archived bytes": memory.archive_bytes,
             }
             values |= {f"cleared: {reason}": count for reason, count in memory.clears.items()}
             values |= {"quarantine": memory.quarantine} if memory.quarantine else {}
     values |= {f"rejected: {reason}": count for reason, count in report.rejections.items()}
     level, message = _camera_state(report, silent_timeout_s)
+    if archive_error and level is Level.OK:
+        level, message = Level.WARN, f"frames that leave the memory are not archived: {archive_error}"
     return Diagnostic(f"camera {report.name}", level, message, values, report.name)
 
 

@@ -82,6 +82,9 @@ _MEMORY: dict[str, _Row] = {
     "scene_threshold": ("change between frames, 0 to 1, that starts a new scene", 0.0, 1.0),
     "time_jump_threshold_s": ("seconds that stamps or the clock may go back before the memory is cleared", 0.0, 1e9),
     "future_stamp_tolerance_s": ("seconds that a stamp may be ahead of the newest and of the clock", 0.0, 1e9),
+    "archive_max_bytes": ("bytes of JPEG per camera, of frames that memory has let go; 0: none", 0, 2**62),
+    "archive_folder": ("an existing folder below which they are kept; empty: in RAM", None, None),
+    "archive_horizon_s": ("seconds from the newest archived frame back to the oldest", 0.0, 1e9),
 }
 # Applied at the next question, load or check, so that they may change at any time.
 _CHANGEABLE = {"max_new_tokens", "timeout_s"}
