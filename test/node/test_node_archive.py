@@ -63,8 +63,8 @@ def test_five_minutes_ago_is_answered_with_frames_of_that_time(start, planner, t
     assert then.metrics.frames == len(then.frame_stamps)
     assert ask_about_then(planner, "And who?").metrics.cache_hit
     assert planner.ask("And now?").metrics.cache_hit  # the current timeline never saw them
-    status = wait_until(lambda: heard[-1] if heard and heard[-1].cameras[0].archive_frames else None, "a status", 30.0)
-    front = status.cameras[0]
+    wait_until(lambda: heard and heard[-1].cameras[0].frames_kept == FRAMES, "the newest status", 30.0)
+    front = heard[-1].cameras[0]
     assert front.archive_frames == FRAMES - front.star_frames - front.stream_frames
     assert 0 < front.archive_bytes <= 1 << 22
     assert len(list(tmp_path.iterdir())) == on_disk

