@@ -88,7 +88,8 @@ def test_answers_about_ranges_are_natives_over_the_frames_handed_out(engine: Del
         assert archived or len(tubelet_ids(clips)) == 6  # what memory holds itself may leave no room
         answer, cached = asked(engine, question)
         assert compare(cached, native_answer(answerer_of(engine), clips, question)).equal
-        assert not compare(cached, native_answer(answerer_of(engine), raw(clips, shown), question)).equal
+        if archived:
+            assert not compare(cached, native_answer(answerer_of(engine), raw(clips, shown), question)).equal
         stamps = answer.frame_stamps_ns
         assert stamps == tuple(s for clip in clips for t in clip.tubelets for s in t.stamps_ns)
         assert list(stamps) == sorted(stamps)
