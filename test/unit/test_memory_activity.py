@@ -46,8 +46,12 @@ def stands_out(frames: list[np.ndarray], factor: float, hz: float = 2.0, *, usua
     assert found[during:after].max() >= usually * np.quantile(rest, 0.98)
 
 
+NOISE = np.random.default_rng(9).normal(0.0, 4.0, (16, *CAMERA, 3)).round().astype(np.int16)
+
+
 def sensed(frames: list[np.ndarray]) -> list[np.ndarray]:
-    return [noisy(frame, seed) for seed, frame in enumerate(frames)]
+    """As a real sensor gives them; no noise comes back within half a second."""
+    return [np.clip(frame + NOISE[i % len(NOISE)], 0, 255).astype(np.uint8) for i, frame in enumerate(frames)]
 
 
 def test_a_small_object_stands_out_of_a_noisy_still_scene() -> None:
@@ -91,7 +95,7 @@ def test_what_stays_is_worth_its_coming_and_its_going_alone() -> None:
     assert found[20] > 0.03
     assert np.delete(found, 20).max() < found[20] / 10
     found = importance(sensed([with_ball(ROOM, 200, 120) if i < 120 else ROOM for i in range(160)]))
-    assert np.delete(found, 120).max() < 0.004, "no ghost of what had long been there"
+    assert np.delete(found, 120).max() < found[120] / 10, "no ghost of what had long been there"
 
 
 def windy(i: int) -> np.ndarray:
@@ -137,13 +141,15 @@ def test_a_pan_is_followed_over_many_new_anchors_and_an_object_in_it_stands_out(
 
 
 def test_one_event_is_worth_the_same_at_any_rate() -> None:
-    best = {}
+    best, mean = {}, {}
     for hz in (2.0, 10.0, 25.0):
         found = importance(sensed(with_event([ROOM] * round(34 * hz), hz)), hz)
         best[hz] = found.max()
+        mean[hz] = found[int(EVENT_S[0] * hz) : int(EVENT_S[1] * hz)].mean()
         assert EVENT_S[0] <= found.argmax() / hz < EVENT_S[1]
         assert found[: int(29 * hz)].max() < best[hz] / 10
     assert max(best.values()) < 1.2 * min(best.values()), best
+    assert max(mean.values()) < 1.5 * min(mean.values()), "also while it moves by a pixel a frame"
 
 
 FRAMES = [noisy(frame, k) for k, frame in enumerate((
