@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
+from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError, MemoryFileError
 from vstream_ros.images.resize import check_rgb, resize_rgb
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.future_stamps import Clock
 from vstream_ros.memory.slot import Size
+from vstream_ros.memory.snapshot import Capacity, MemorySnapshot
+from vstream_ros.memory.stamps import stamp_ns_of_seconds
 from vstream_ros.models.frame_spec import FrameSpec
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,49 @@ class CameraMemories:
             if count:
                 logger.warning("camera %s: what memory holds (%d tubelets) was scaled: %s", name, count, reason)
 
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def snapshots(self) -> list[MemorySnapshot]:
+        """What every memory holds at one moment; copies no pixels."""
+        with self._lock:
+            return [memory.snapshot() for memory in self._memories.values()]
+
+    @property
+    def capacities(self) -> dict[str, Capacity]:
+        """What each memory can take over, by camera."""
+        with self._lock:
+            return {name: memory.capacity for name, memory in self._memories.items()}
+
+    def sample_rate_hz(self, camera: str) -> float | None:
+        """Frames per second that are kept of a camera; None: every frame."""
+        return self._memory(camera).config.sample_rate_hz
+
+    @property
+    def max_frame_pixels(self) -> int:
+        """Of a frame as it is kept now."""
+        return self._frame_spec.max_pixels
+
+    def restore(self, snapshots: Sequence[MemorySnapshot], reason: str) -> dict[str, int]:
+        """Hold what other memories held, of their cameras, in the place of all that is held; the epochs rise.
+
+        Returns how many tubelets had to be scaled, by camera. Raises ``MemoryFileError``, and changes nothing, where
+        one of them doesn't fit. What takes time is done before the lock is taken.
+        """
+        scorers = [self._memory(snapshot.camera).scorer_after(snapshot) for snapshot in snapshots]
+        with self._lock:
+            spec = self._frame_spec
+            for snapshot in snapshots:  # another model may have come while the file was read
+                _check_fits(snapshot, self._memories[snapshot.camera].capacity, spec)
+            scaled = {}
+            for snapshot, scorer in zip(snapshots, scorers, strict=True):
+                memory = self._memories[snapshot.camera]
+                memory.restore(snapshot, scorer)
+                scaled[snapshot.camera] = memory.resize(spec.fit)
+                self._announce(reason, snapshot.camera, what="restored")
+        return scaled
+
+    # -- frames ------------------------------------------------------------------------------------------------------
+
     def offer(self, stamp_ns: int | None, camera: str | None, clock: Clock | None = None) -> FrameSlot:
         """See ``DelayedBatchInferenceEngine.offer``."""
         name = camera if camera is not None else self._only_name()
@@ -146,6 +191,14 @@ class CameraMemories:
         """Count an image that could not even be offered."""
         with self._lock:
             self._memory(camera if camera is not None else self._only_name()).reject_unstamped(reason)
+
+    def stamp_ns_of(self, timestamp: float, camera: str | None) -> int:
+        """Seconds in whole nanoseconds; raises ``FrameError``, counted as a rejected frame, for what is no time."""
+        try:
+            return stamp_ns_of_seconds(timestamp)
+        except FrameError as error:
+            self.reject_unstamped(camera, str(error))
+            raise
 
     def update_star_memory(self, frames: Iterable[tuple[np.ndarray, int]], camera: str | None) -> list[FrameStatus]:
         """See ``DelayedBatchInferenceEngine.update_star_memory``; stamps in nanoseconds."""
@@ -247,14 +300,26 @@ class CameraMemories:
             raise InvalidRequestError(f"name the camera of the frame, one of: {', '.join(self._memories)}")
         return next(iter(self._memories))
 
-    def _announce(self, reason: str, camera: str | None = None) -> None:
-        """Say that the memory of one camera or of all was cleared; under the lock."""
+    def _announce(self, reason: str, camera: str | None = None, what: str = "cleared") -> None:
+        """Say that the memory of one camera or of all was cleared, or restored; under the lock."""
         for name in self.names if camera is None else (camera,):
             self._last_clears[name] = (self._clock(), reason)
         text = reason if camera is None else f"camera {camera}: {reason}"
         self._clearings += 1
         self._announcements.append(text)
-        logger.warning("memory cleared (epoch %d): %s", self._clearings, text)
+        logger.warning("memory %s (epoch %d): %s", what, self._clearings, text)
+
+
+def _check_fits(snapshot: MemorySnapshot, capacity: Capacity, spec: FrameSpec) -> None:
+    """Raise ``MemoryFileError`` where a memory can't take a snapshot over."""
+    held, patch = snapshot.held, snapshot.temporal_patch_size
+    capacity.check(snapshot.camera, temporal_patch_size=patch, star=len(held.star), stream=len(held.stream))
+    try:
+        for size in (snapshot.source_size, snapshot.frame_size):
+            if size is not None:
+                spec.fit(*size)
+    except FrameError as error:
+        raise MemoryFileError(f"camera {snapshot.camera}: no model takes its frames: {error}") from error
 
 
 def _fitted(frame: np.ndarray, slot: FrameSlot, spec: FrameSpec) -> np.ndarray:

@@ -11,6 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,17 @@ from vstream_ros.engine.answers import Answer, DeviceMemory, EngineStatus, Model
 from vstream_ros.engine.asking import QuestionDesk
 from vstream_ros.engine.background import WorkAhead
 from vstream_ros.engine.camera_memories import CameraMemories
-from vstream_ros.engine.engine_config import EngineConfig, field_names, with_overrides
+from vstream_ros.engine.engine_config import EngineConfig, parted_configs
+from vstream_ros.engine.memory_files import MemoryFile, load_memories, save_memories
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_loads import ModelLoads
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
 from vstream_ros.engine.status import StatusBoard
-from vstream_ros.errors import BusyError, ConfigError, FrameError, VStreamError
+from vstream_ros.errors import BusyError, VStreamError
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig
 from vstream_ros.memory.future_stamps import Clock
 from vstream_ros.memory.stamps import checked_stamp_ns, stamp_ns_of_seconds
 from vstream_ros.models.frame_spec import FrameSpec
-
-DEFAULT_CAMERA = "camera"
 
 
 class DelayedBatchInferenceEngine:
@@ -75,27 +75,17 @@ class DelayedBatchInferenceEngine:
         """
         if device is not None:
             overrides["device"] = device
-        self.config = with_overrides(config or EngineConfig(), overrides)
-        cameras = memory if isinstance(memory, Mapping) else {DEFAULT_CAMERA: memory or MemoryConfig()}
-        memory_overrides = {name: overrides.pop(name) for name in field_names(MemoryConfig) & overrides.keys()}
-        if unknown := overrides.keys() - field_names(EngineConfig):
-            raise ConfigError(f"unknown parameters: {', '.join(sorted(unknown))}")
-
-        self._cameras = CameraMemories(
-            {name: with_overrides(camera, memory_overrides) for name, camera in cameras.items()},
-            FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels),
-        )
+        self.config, memories = parted_configs(config, memory, overrides)
+        spec = FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels)
+        self._cameras = CameraMemories(memories, spec)
         name = model if isinstance(model, str) else ""
         self._host = ModelHost(name, self.config, self._cameras.names, self._cameras.max_tubelets)
         self._board = StatusBoard(self.config, self._cameras, self._host)
         self._desk = QuestionDesk(
-            self.config,
-            self._cameras,
-            self._host,
-            self._board,
+            self.config, self._cameras, self._host, self._board,
             end_due_questions=lambda: self._thread.end_due_questions(),
             others_wait=lambda: self._thread.count_questions()[0] > 0,
-        )
+        )  # fmt: skip
         self._work_ahead = WorkAhead(self.config, self._cameras, self._host, self._board)
         self._loads = ModelLoads(self.config, self._cameras, self._host, self._board, self._work_ahead)
         if name:
@@ -212,11 +202,7 @@ class DelayedBatchInferenceEngine:
             InvalidRequestError: an unknown camera, or none named where there are several.
         """
         if stamp_ns is None and timestamp is not None:
-            try:
-                stamp_ns = stamp_ns_of_seconds(timestamp)
-            except FrameError as error:
-                self._cameras.reject_unstamped(camera, str(error))
-                raise
+            stamp_ns = self._cameras.stamp_ns_of(timestamp, camera)
         return self.keep(self.offer(stamp_ns, camera=camera), frame)
 
     def update_star_memory(
@@ -255,6 +241,22 @@ class DelayedBatchInferenceEngine:
         """
         self._cameras.clear(reason, camera)
         self._thread.run_once(self._forget_cleared)
+
+    def save_memory(self, path: str | Path) -> MemoryFile:
+        """Write what memory holds to a file (docs/saved_memory.md), as a whole or not at all, in this thread. Raises
+        ``MemoryFileError``; a file that was there before is then as it was."""
+        return save_memories(self._cameras, Path(path))
+
+    def load_memory(self, path: str | Path) -> MemoryFile:
+        """Put what a file of ``save_memory`` holds in the place of what memory holds: the next answer is the one that
+        it would have been before the saving. Reads in this thread.
+
+        A question that is being answered from frames that go ends with ``CanceledError``. Raises ``MemoryFileError``
+        (``NoMemoryFileError`` where there is none); nothing has changed then.
+        """
+        loaded = load_memories(self._cameras, Path(path))
+        self._thread.run_once(self._forget_cleared)
+        return loaded
 
     def clips(self, question: Question | None = None) -> tuple[Clip, ...]:
         """What memory would hand out for a question (default: about everything), one clip per camera with frames."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vstream_ros.text import clipped
 
@@ -39,3 +40,18 @@ class FrameCounters:
     @property
     def all_clears(self) -> int:
         return sum(self.clears.values())
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For ``MemoryStatus``."""
+        return {
+            "frames_offered": self.offered,
+            "frames_kept": self.kept,
+            "frames_rejected": self.rejected,
+            "clears": dict(self.clears),
+            "last_rejection": self.last_rejection,
+        }
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError where the counts contradict each other."""
+        assert self.kept + self.rejected <= self.offered, "a frame was counted twice"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from vstream_ros.errors import ConfigError
 from vstream_ros.memory.clip import Tubelet
@@ -81,6 +82,18 @@ class HeldFrames:
             "stream_capacity": self._config.stream_window_size + self._patch * self._config.stream_slide - 1,
         }
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """``fill``, and the rest of what ``MemoryStatus`` says of the frames held."""
+        stamps = self.stamps_ns
+        return {
+            **self.fill,
+            "tubelets": self.tubelet_count,
+            "nbytes": self.nbytes,
+            "oldest_stamp_ns": min(stamps, default=0),
+            "newest_stamp_ns": max(stamps, default=0),
+        }
+
     def append(self, frame: ScoredFrame) -> None:
         """Store the newest frame."""
         self._store_tubelet(self._former.add(frame))
@@ -126,6 +139,24 @@ class HeldFrames:
         """Hold what was held at another moment."""
         self._store.star, self._store.stream = list(state.star), list(state.stream)
         self._former.pending = list(state.pending)
+
+    def take_over(self, state: HeldState) -> None:
+        """Hold what another memory held, which must fit (``Capacity``), under new ids.
+
+        Where the window is longer here, the newest of star stand in it: the clip is the same.
+        """
+        held = [self._former.adopted(tubelet) for tubelet in (*state.star, *state.stream)]
+        window = self._config.stream_window_size // self._patch
+        split = min(len(state.star), max(len(held) - window, 0))
+        self._store.star, self._store.stream = held[:split], held[split:]
+        self._former.pending = list(state.pending)
+
+    def why_not_beside(self, shape: tuple[int, ...]) -> str:
+        """Why a frame of this shape, (height, width, 3), can't stand beside those held; "" where it can."""
+        held = self.frame_shape
+        if held is None or held == shape:
+            return ""
+        return f"resolution changed from {held[1]}x{held[0]} to {shape[1]}x{shape[0]}"
 
     def resize(self, size: Size) -> None:
         """Scale every frame to ``size`` = (height, width). Tubelets get new ids, all else about them stays."""

@@ -19,10 +19,11 @@ from vstream_ros.memory.future_stamps import Clock, Trial
 from vstream_ros.memory.held_frames import HeldFrames
 from vstream_ros.memory.importance import Embed, FrameScorer, Score
 from vstream_ros.memory.judge import StampJudge
-from vstream_ros.memory.key_frames import checked_key_frames
+from vstream_ros.memory.key_frames import checked_key_frames, scored
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.quarantine import REASON as QUARANTINE_REASON
 from vstream_ros.memory.slot import FrameSlot, Size
+from vstream_ros.memory.snapshot import Capacity, MemorySnapshot, reviewing_scorer
 from vstream_ros.memory.stamps import checked_stamp_ns
 
 
@@ -64,8 +65,7 @@ class SmartFrameManager:
         self._ids = itertools.count() if ids is None else ids
         self._patch = temporal_patch_size
         self._held = HeldFrames(config, camera, temporal_patch_size, self._ids)
-        self._source_size: Size | None = None
-        """Of the camera's own images, as far as anybody said it."""
+        self._source_size: Size | None = None  # of the camera's own images, as far as anybody said it
         self._clip: Clip | None = None
         self.epoch = 0
         """How often what is held was cleared or scaled: what began under another epoch is about what is gone."""
@@ -168,18 +168,14 @@ class SmartFrameManager:
         if not checked:
             return []
         self._begin_trial(checked[-1][1])
-        scorer = FrameScorer(self.config, self._embed)
-        scored = []
-        for pixels, stamp_ns in checked:
-            score = scorer.score(pixels, stamp_ns)
-            scored.append(ScoredFrame(pixels, stamp_ns, stamp_ns, score.importance, score.scene_change))
-        stored = self._held.insert_keys(scored, gap_ns=1.5 * self.period_s * NANOSECONDS)
+        keys = scored(checked, FrameScorer(self.config, self._embed))
+        stored = self._held.insert_keys(keys, gap_ns=1.5 * self.period_s * NANOSECONDS)
         for frame in stored:
             self._judge.sampler.keep_off_grid(frame.stamp_ns)
-        self._counters.offered += len(scored)
+        self._counters.offered += len(keys)
         self._counters.kept += len(stored)
         self._changed()
-        return [self._frame_status(Verdict.KEEP, frame.stamp_ns, frame) for frame in scored]
+        return [self._frame_status(Verdict.KEEP, frame.stamp_ns, frame) for frame in keys]
 
     def clear(self, reason: str) -> None:
         """Forget all frames, the sampling grid, the pinned period and a quarantine. The counters stay, ids go on."""
@@ -211,6 +207,34 @@ class SmartFrameManager:
         self.clear(reason)
         self._held, self._patch = held, temporal_patch_size
 
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> Capacity:
+        """What ``restore`` takes at most."""
+        return Capacity.of(self.config, self._patch)
+
+    def snapshot(self) -> MemorySnapshot:
+        """What is held and where the sampling grid stands. O(tubelets held), copies no pixels."""
+        rate_hz, grid = self.config.sample_rate_hz, self._judge.sampler.grid
+        return MemorySnapshot(self.camera, self._patch, rate_hz, self._source_size, grid, self._held.remember())
+
+    def scorer_after(self, snapshot: MemorySnapshot) -> FrameScorer:
+        """For ``restore``: slow, and needs no lock, since it reads only what never changes."""
+        return reviewing_scorer(snapshot, self.config, self._embed)
+
+    def restore(self, snapshot: MemorySnapshot, scorer: FrameScorer) -> None:
+        """Hold what a memory held, in the place of all that is held, under new ids; what comes next goes on from there.
+
+        ``snapshot``: of any camera, whose tubelets have this memory's length and are no more than ``capacity``.
+        ``scorer``: of ``scorer_after``. The counters and a quarantine stay.
+        """
+        self._held.take_over(snapshot.held)
+        self._judge.sampler.go_on_from(snapshot.grid)
+        self._scorer, self._source_size, self._trial = scorer, snapshot.source_size, None
+        self.epoch += 1
+        self._changed()
+
     # -- a clip out --------------------------------------------------------------------------------------------------
 
     def clip(self, start_ns: int = 0, end_ns: int = 0) -> Clip:
@@ -239,28 +263,18 @@ class SmartFrameManager:
 
     def status(self) -> MemoryStatus:
         """Counters and fill at this moment; O(tubelets held)."""
-        stamps, counters = self._held.stamps_ns, self._counters
         return MemoryStatus(
             camera=self.camera,
-            frames_offered=counters.offered,
-            frames_kept=counters.kept,
-            frames_rejected=counters.rejected,
-            tubelets=self._held.tubelet_count,
-            nbytes=self._held.nbytes,
-            oldest_stamp_ns=min(stamps, default=0),
-            newest_stamp_ns=max(stamps, default=0),
-            clears=dict(counters.clears),
-            last_rejection=counters.last_rejection,
             epoch=self.epoch,
             quarantine=QUARANTINE_REASON if self._judge.quarantine.active else "",
-            **self._held.fill,
+            **self._counters.summary,
+            **self._held.summary,
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError where an invariant is broken. For tests: O(bytes held)."""
         self._held.check_integrity()
-        counters = self._counters
-        assert counters.kept + counters.rejected <= counters.offered, "a frame was counted twice"
+        self._counters.check_integrity()
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -268,25 +282,15 @@ class SmartFrameManager:
         """The slot's verdict, or a new one where the memory went on meanwhile, or the camera is to be looked at."""
         if slot.clears != self._counters.all_clears:
             return Verdict.OVERTAKEN
-        if self._judge.quarantine.active:
-            if not self._judge.quarantine.ends_with(slot.stamp_ns, pixels.shape):
-                return Verdict.QUARANTINED
-            return self._judge.sampler.check(slot.stamp_ns)
-        if slot.revision == self._revision:
-            return slot.verdict
-        verdict = self._judge.sampler.check(slot.stamp_ns)
-        return Verdict.BACKWARD if verdict is Verdict.JUMP else verdict  # only what the offer saw may be cleared
+        return self._judge.verdict_again(slot.verdict, slot.stamp_ns, pixels.shape, slot.revision != self._revision)
 
     def _change(self, verdict: Verdict, pixels: np.ndarray, stamp_ns: int) -> tuple[str, str] | None:
         """Why this frame can't stand beside the stored ones, in two words and in a sentence; None where it can."""
         if verdict is Verdict.JUMP:
             back_s = (max(self._held.stamps_ns) - stamp_ns) / NANOSECONDS
             return "time jump", f"stamps jumped back by {back_s:.3f} s"
-        shape = self._held.frame_shape
-        if shape is None or shape == pixels.shape:
-            return None
-        sizes = f"from {shape[1]}x{shape[0]} to {pixels.shape[1]}x{pixels.shape[0]}"
-        return "resolution change", f"resolution changed {sizes}"
+        why = self._held.why_not_beside(pixels.shape)
+        return ("resolution change", why) if why else None
 
     def _forget(self, reason: str) -> None:
         self._counters.clear(reason)
@@ -308,12 +312,8 @@ class SmartFrameManager:
         trial = self._trial
         if trial is None or self._judge.quarantine.active:
             return ""
-        if self._judge.sampler.check(stamp_ns) is not Verdict.JUMP:
-            trial.frames_left -= 1
-            if trial.frames_left == 0:
-                self._trial = None
-            return ""
-        if trial.sampler.check(stamp_ns) is Verdict.JUMP:
+        if not trial.is_refuted_by(stamp_ns, self._judge.sampler):
+            self._trial = trial if trial.frames_left else None
             return ""
         self._held.put_back(trial.held)
         self._judge.sampler, self._scorer = trial.sampler, trial.scorer
