@@ -136,7 +136,7 @@ def test_questions_and_caches_of_what_was_there_are_void(make: Make, tmp_path: P
 
 
 def test_frames_of_another_size_are_scaled_and_that_is_said(make: Make, tmp_path: Path) -> None:
-    before, after = make(max_pixels=112 * 112), make()
+    before, after = make(), make(max_pixels=56 * 56)
     feed(before, 12)
     before.save_memory(tmp_path / "memory.npz")
     read = after.load_memory(tmp_path / "memory.npz")

@@ -126,6 +126,6 @@ def _told(what: str) -> Iterator[None]:
     except OSError as error:
         hint = "is a symbolic link or no folder on its way? " if isinstance(error, NotADirectoryError) else ""
         raise MemoryFileError(
-            f"{what}: {error.strerror or type(error).__name__}; {hint}check its folder, its permissions and the room on "
-            "the disk"
+            f"{what}: {error.strerror or type(error).__name__}; {hint}check its folder, its permissions and the "
+            "room on the disk"
         ) from error

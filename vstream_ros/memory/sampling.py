@@ -55,7 +55,9 @@ class Sampler:
     @property
     def grid(self) -> Grid | None:
         """For ``go_on_from``; None where there is no frame yet."""
-        return None if self._origin_ns is None else Grid(self._origin_ns, self._newest_ns, self._kept_ns, self._spacing_ns)
+        if self._origin_ns is None:
+            return None
+        return Grid(self._origin_ns, self._newest_ns, self._kept_ns, self._spacing_ns)
 
     def go_on_from(self, grid: Grid | None) -> None:
         """Stand where another sampler's grid stood."""

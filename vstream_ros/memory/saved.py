@@ -22,6 +22,7 @@ from vstream_ros.images.conversion import quoted
 from vstream_ros.memory.saved_header import FORMAT, VERSION, CameraHeader, parsed_cameras
 from vstream_ros.memory.saved_tubelets import ARRAYS, Tables, held_state, tables_of
 from vstream_ros.memory.snapshot import Capacity, MemorySnapshot
+from vstream_ros.text import clipped
 
 HEADER = "header.json"
 MAX_FILE_BYTES = 2**31 - 1
@@ -119,7 +120,7 @@ def _only_memory_file_errors() -> Iterator[None]:
     except MemoryFileError:
         raise
     except _FOREIGN as error:
-        raise damaged(f"{type(error).__name__}: {quoted(error)}") from error
+        raise damaged(clipped(str(error) or type(error).__name__)) from error
 
 
 def damaged(why: str) -> MemoryFileError:
