@@ -97,9 +97,9 @@ def _frames(snapshot: MemorySnapshot) -> Iterator[np.ndarray]:
         yield frame.pixels
 
 
-def _bytes_of(array: np.ndarray) -> np.ndarray:
+def _bytes_of(array: np.ndarray) -> memoryview:
     """The same memory as bytes. ``array``: C-contiguous."""
-    return array.reshape(-1).view(np.uint8)
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _part_name(index: int, array: str) -> str:
@@ -212,7 +212,7 @@ def _array_part(archive: zipfile.ZipFile, index: int, name: str, header: CameraH
 
 def _fill(part: IO[bytes], array: np.ndarray) -> None:
     """Read a C-contiguous array; the part's checksum is compared with its last byte."""
-    view = memoryview(_bytes_of(array))
+    view = _bytes_of(array)
     while len(view):
         count = part.readinto(view)  # type: ignore[attr-defined]
         if not count:
