@@ -32,7 +32,7 @@ def good() -> bytes:
     for k in range(31):
         memory.add_frame(noisy(scene(k // 12), k), k * SECOND // 2)
     file = io.BytesIO()
-    write_memory(file, [memory.snapshot()])
+    write_memory(file, [memory.saved_state()])
     return file.getvalue()
 
 

@@ -21,7 +21,7 @@ FRAME_BYTES = 1 << 20
 
 def saved(*memories: SmartFrameManager) -> io.BytesIO:
     file = io.BytesIO()
-    write_memory(file, [memory.snapshot() for memory in memories])
+    write_memory(file, [memory.saved_state() for memory in memories])
     return file
 
 

@@ -18,8 +18,8 @@ from vstream_ros.images.resize import check_rgb, resize_rgb
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemoryStatus, SmartFrameManager
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.future_stamps import Clock
+from vstream_ros.memory.saved_state import Capacity, SavedState
 from vstream_ros.memory.slot import Size
-from vstream_ros.memory.snapshot import Capacity, MemorySnapshot
 from vstream_ros.memory.stamps import stamp_ns_of_seconds
 from vstream_ros.models.frame_spec import FrameSpec
 
@@ -114,10 +114,10 @@ class CameraMemories:
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
-    def snapshots(self) -> list[MemorySnapshot]:
+    def saved_states(self) -> list[SavedState]:
         """What every memory holds at one moment; copies no pixels."""
         with self._lock:
-            return [memory.snapshot() for memory in self._memories.values()]
+            return [memory.saved_state() for memory in self._memories.values()]
 
     @property
     def capacities(self) -> dict[str, Capacity]:
@@ -134,7 +134,7 @@ class CameraMemories:
         """Of a frame as it is kept now."""
         return self._frame_spec.max_pixels
 
-    def restore(self, snapshots: Sequence[MemorySnapshot], reason: str) -> dict[str, int]:
+    def restore(self, snapshots: Sequence[SavedState], reason: str) -> dict[str, int]:
         """Hold what other memories held, of their cameras, in the place of all that is held; the epochs rise.
 
         Returns how many tubelets had to be scaled, by camera. Raises ``MemoryFileError``, and changes nothing, where
@@ -310,7 +310,7 @@ class CameraMemories:
         logger.warning("memory %s (epoch %d): %s", what, self._clearings, text)
 
 
-def _check_fits(snapshot: MemorySnapshot, capacity: Capacity, spec: FrameSpec) -> None:
+def _check_fits(snapshot: SavedState, capacity: Capacity, spec: FrameSpec) -> None:
     """Raise ``MemoryFileError`` where a memory can't take a snapshot over."""
     held, patch = snapshot.held, snapshot.temporal_patch_size
     capacity.check(snapshot.camera, temporal_patch_size=patch, star=len(held.star), stream=len(held.stream))

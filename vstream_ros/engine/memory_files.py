@@ -10,7 +10,7 @@ from vstream_ros.engine.camera_memories import CameraMemories
 from vstream_ros.errors import MemoryFileError
 from vstream_ros.memory.safe_files import opened_file, replaced_file
 from vstream_ros.memory.saved import read_memory, write_memory
-from vstream_ros.memory.snapshot import MemorySnapshot
+from vstream_ros.memory.saved_state import SavedState
 
 MAX_SHRINK = 4
 """Saved frames may have so many times the pixels of those that are kept now; they are scaled down."""
@@ -34,7 +34,7 @@ def save_memories(cameras: CameraMemories, path: Path) -> MemoryFile:
 
     Raises ``MemoryFileError``; a file that was there before is then as it was.
     """
-    snapshots = cameras.snapshots()
+    snapshots = cameras.saved_states()
     with replaced_file(path) as file:
         write_memory(file, snapshots)
         nbytes = file.seek(0, 2)
@@ -73,7 +73,7 @@ def _rate(rate_hz: float | None) -> str:
     return "every frame" if rate_hz is None else f"{rate_hz:g} Hz"
 
 
-def _told(path: Path, snapshots: Sequence[MemorySnapshot], nbytes: int, notes: Sequence[str] = ()) -> MemoryFile:
+def _told(path: Path, snapshots: Sequence[SavedState], nbytes: int, notes: Sequence[str] = ()) -> MemoryFile:
     held = [f"{s.camera}: {len(s.stamps_ns)} frames in {s.tubelet_count} tubelets" for s in snapshots]
     tubelets = sum(snapshot.tubelet_count for snapshot in snapshots)
     return MemoryFile(path, tubelets, nbytes, "; ".join([*held, *notes]))

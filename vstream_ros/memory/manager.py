@@ -22,8 +22,8 @@ from vstream_ros.memory.judge import StampJudge
 from vstream_ros.memory.key_frames import checked_key_frames, scored
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.quarantine import REASON as QUARANTINE_REASON
+from vstream_ros.memory.saved_state import Capacity, SavedState, reviewing_scorer
 from vstream_ros.memory.slot import FrameSlot, Size
-from vstream_ros.memory.snapshot import Capacity, MemorySnapshot, reviewing_scorer
 from vstream_ros.memory.stamps import checked_stamp_ns
 
 
@@ -214,16 +214,16 @@ class SmartFrameManager:
         """What ``restore`` takes at most."""
         return Capacity.of(self.config, self._patch)
 
-    def snapshot(self) -> MemorySnapshot:
+    def saved_state(self) -> SavedState:
         """What is held and where the sampling grid stands. O(tubelets held), copies no pixels."""
         rate_hz, grid = self.config.sample_rate_hz, self._judge.sampler.grid
-        return MemorySnapshot(self.camera, self._patch, rate_hz, self._source_size, grid, self._held.remember())
+        return SavedState(self.camera, self._patch, rate_hz, self._source_size, grid, self._held.remember())
 
-    def scorer_after(self, snapshot: MemorySnapshot) -> FrameScorer:
+    def scorer_after(self, snapshot: SavedState) -> FrameScorer:
         """For ``restore``: slow, and needs no lock, since it reads only what never changes."""
         return reviewing_scorer(snapshot, self.config, self._embed)
 
-    def restore(self, snapshot: MemorySnapshot, scorer: FrameScorer) -> None:
+    def restore(self, snapshot: SavedState, scorer: FrameScorer) -> None:
         """Hold what a memory held, in the place of all that is held, under new ids; what comes next goes on from there.
 
         ``snapshot``: of any camera, whose tubelets have this memory's length and are no more than ``capacity``.

@@ -20,8 +20,8 @@ from vstream_ros import __version__
 from vstream_ros.errors import MemoryFileError
 from vstream_ros.images.conversion import quoted
 from vstream_ros.memory.saved_header import FORMAT, VERSION, CameraHeader, parsed_cameras
+from vstream_ros.memory.saved_state import Capacity, SavedState
 from vstream_ros.memory.saved_tubelets import ARRAYS, Tables, held_state, tables_of
-from vstream_ros.memory.snapshot import Capacity, MemorySnapshot
 from vstream_ros.text import clipped
 
 HEADER = "header.json"
@@ -39,7 +39,7 @@ _FOREIGN = (zipfile.BadZipFile, ValueError, EOFError, OverflowError, NotImplemen
 """What Python's ZIP reader raises for a damaged file (RecursionError is a RuntimeError)."""
 
 
-def write_memory(file: IO[bytes], snapshots: Sequence[MemorySnapshot]) -> None:
+def write_memory(file: IO[bytes], snapshots: Sequence[SavedState]) -> None:
     """Write what memories hold to a binary file that can seek. The same memory makes the same bytes.
 
     Raises ``MemoryFileError`` where it is too large, ``OSError`` of the file.
@@ -67,7 +67,7 @@ def write_memory(file: IO[bytes], snapshots: Sequence[MemorySnapshot]) -> None:
 
 def read_memory(
     file: IO[bytes], capacities: Mapping[str, Capacity], max_frame_bytes: int
-) -> tuple[list[MemorySnapshot], list[str]]:
+) -> tuple[list[SavedState], list[str]]:
     """Read a file of ``write_memory``: the memories of the cameras in ``capacities``, and the names of all others.
 
     ``max_frame_bytes``: of one frame. Besides some hundred kilobytes, no more is allocated than the frames of full
@@ -89,7 +89,7 @@ def read_memory(
     return snapshots, [header.camera for header in headers if header.camera not in capacities]
 
 
-def _frames(snapshot: MemorySnapshot) -> Iterator[np.ndarray]:
+def _frames(snapshot: SavedState) -> Iterator[np.ndarray]:
     """Every real frame, in the order of the tables."""
     for tubelet in snapshot.held.star + snapshot.held.stream:
         yield tubelet.frames[: len(tubelet.stamps_ns)]
@@ -182,14 +182,14 @@ def _check_sizes(header: CameraHeader, index: int, parts: Mapping[str, int], max
             raise damaged(f"{_part_name(index, name)} has another size than its header tells")
 
 
-def _snapshot(archive: zipfile.ZipFile, index: int, header: CameraHeader) -> MemorySnapshot:
+def _snapshot(archive: zipfile.ZipFile, index: int, header: CameraHeader) -> SavedState:
     small = {name: np.empty(shape, dtype) for name, (dtype, shape) in header.arrays.items() if name in ARRAYS}
     for name, array in small.items():
         with _array_part(archive, index, name, header) as part:
             _fill(part, array)
     with _array_part(archive, index, "frames", header) as part:
         held = held_state(header, Tables(**small), lambda frames: _fill(part, frames))
-    return MemorySnapshot(
+    return SavedState(
         header.camera, header.temporal_patch_size, header.sample_rate_hz, header.source_size, header.grid, held
     )
 

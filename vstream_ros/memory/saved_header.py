@@ -12,8 +12,8 @@ from vstream_ros.errors import MemoryFileError
 from vstream_ros.images.conversion import quoted
 from vstream_ros.images.resize import MAX_SIDE
 from vstream_ros.memory.sampling import Grid
+from vstream_ros.memory.saved_state import SavedState
 from vstream_ros.memory.slot import Size
-from vstream_ros.memory.snapshot import MemorySnapshot
 from vstream_ros.memory.stamps import MAX_STAMP_NS
 
 FORMAT = "vstream_ros memory"
@@ -47,7 +47,7 @@ class CameraHeader:
     """Real ones, of all tubelets and pending ones together."""
 
     @classmethod
-    def of(cls, snapshot: MemorySnapshot) -> CameraHeader:
+    def of(cls, snapshot: SavedState) -> CameraHeader:
         """Of what is to be saved."""
         held, (height, width) = snapshot.held, snapshot.frame_size or (0, 0)
         return cls(

@@ -17,7 +17,7 @@ REVIEWED_FRAMES = 32
 
 
 @dataclass(frozen=True, eq=False)
-class MemorySnapshot:
+class SavedState:
     """One camera's memory at a moment. Nobody changes it; the frames are shared with the memory, not copied."""
 
     camera: str
@@ -84,7 +84,7 @@ class Capacity:
                 )
 
 
-def reviewing_scorer(snapshot: MemorySnapshot, config: MemoryConfig, embed: Embed | None) -> FrameScorer:
+def reviewing_scorer(snapshot: SavedState, config: MemoryConfig, embed: Embed | None) -> FrameScorer:
     """A scorer that has seen the newest frames of a snapshot, so that the next frame is judged as if the camera had
     gone on. Tens of milliseconds; touches nothing else."""
     scorer = FrameScorer(config, embed)
