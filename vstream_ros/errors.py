@@ -42,6 +42,14 @@ class FrameError(InvalidRequestError):
     """An image that can't be read, sized or stored; it is counted and dropped."""
 
 
+class MemoryFileError(InvalidRequestError):
+    """A saved memory that can't be written or read; what memory holds, and the file of before, are as they were."""
+
+
+class NoMemoryFileError(MemoryFileError):
+    """There is no saved memory of that name."""
+
+
 class NoFramesError(VStreamError):
     """The memory holds no frame that the question is about."""
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from vstream_ros.engine.camera_archives import CameraArchives
+from vstream_ros.engine.offered_frames import causes_of_emptiness, fitted, next_stamp
 from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
 from vstream_ros.images.resize import check_rgb, resize_rgb
 from vstream_ros.memory import (
-    Archive,
     Clip,
     FrameSlot,
     FrameStatus,
@@ -25,8 +26,8 @@ from vstream_ros.memory import (
     MemoryStatus,
     SmartFrameManager,
 )
-from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.memory.future_stamps import Clock
+from vstream_ros.memory.saved_state import Capacity, SavedState
 from vstream_ros.memory.slot import Size
 from vstream_ros.memory.stamps import stamp_ns_of_seconds
 from vstream_ros.models.frame_spec import FrameSpec
@@ -65,18 +66,13 @@ class CameraMemories:
         self._lock = threading.Lock()
         """Guards every memory, ``_frame_spec`` where it changes, ``_announcements`` and ``_clearings``."""
         ids = itertools.count()
-        self._archives = {
-            name: Archive(config.archive_max_bytes, config.archive_folder, horizon_s=config.archive_horizon_s, ids=ids)
-            for name, config in configs.items()
-            if config.archive_max_bytes
-        }
-        """Of the cameras that have one. They have locks of their own, which are never taken under ``_lock``."""
+        self._archives = CameraArchives(configs, ids)
         patch = frame_spec.temporal_patch_size
         self._memories = {
             name: SmartFrameManager(
                 # The engine looks at vision features, later (``reweigh``): until they are there, pixels count.
                 replace(config, selection_method="pixel"), camera=name, temporal_patch_size=patch, ids=ids,
-                archive=self._archives.get(name),
+                archive=self._archives.of(name),
             )
             for name, config in configs.items()
         }
@@ -127,17 +123,60 @@ class CameraMemories:
                 self._announce(f"{reason}: tubelets of {patch} frames")
             self._frame_spec = frame_spec
             scaled = {name: memory.resize(frame_spec.fit) for name, memory in self._memories.items()}
-        self._settle_archives()
+        self._archives.settle()
         for name, count in scaled.items():
             if count:
                 logger.warning("camera %s: what memory holds (%d tubelets) was scaled: %s", name, count, reason)
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def saved_states(self) -> list[SavedState]:
+        """What every memory holds at one moment; copies no pixels."""
+        with self._lock:
+            return [memory.saved_state() for memory in self._memories.values()]
+
+    @property
+    def capacities(self) -> dict[str, Capacity]:
+        """What each memory can take over, by camera."""
+        with self._lock:
+            return {name: memory.capacity for name, memory in self._memories.items()}
+
+    def sample_rate_hz(self, camera: str) -> float | None:
+        """Frames per second that are kept of a camera; None: every frame."""
+        return self._memory(camera).config.sample_rate_hz
+
+    @property
+    def max_frame_pixels(self) -> int:
+        """Of a frame as it is kept now."""
+        return self._frame_spec.max_pixels
+
+    def restore(self, states: Sequence[SavedState], reason: str) -> dict[str, int]:
+        """Hold what other memories held, of their cameras, in the place of all that is held; the epochs rise.
+
+        Returns how many tubelets had to be scaled, by camera. Raises ``MemoryFileError``, and changes nothing, where
+        one of them doesn't fit. What takes time is done before the lock is taken.
+        """
+        scorers = [self._memory(state.camera).scorer_after(state) for state in states]
+        with self._lock:
+            spec = self._frame_spec
+            for state in states:  # another model may have come while the file was read
+                state.check_fits(self._memories[state.camera].capacity, spec.fit)
+            scaled = {}
+            for state, scorer in zip(states, scorers, strict=True):
+                memory = self._memories[state.camera]
+                memory.restore(state, scorer)
+                scaled[state.camera] = memory.resize(spec.fit)
+                self._announce(reason, state.camera, what="restored")
+        return scaled
+
+    # -- frames ------------------------------------------------------------------------------------------------------
 
     def offer(self, stamp_ns: int | None, camera: str | None, clock: Clock | None = None) -> FrameSlot:
         """See ``DelayedBatchInferenceEngine.offer``."""
         name = camera if camera is not None else self._only_name()
         with self._lock:
             memory = self._memory(name)
-            slot = memory.offer(_next_stamp(memory) if stamp_ns is None else stamp_ns, clock)
+            slot = memory.offer(next_stamp(memory) if stamp_ns is None else stamp_ns, clock)
             slot.fit = self._frame_spec.fit
             return slot
 
@@ -147,7 +186,7 @@ class CameraMemories:
         while True:
             spec = self._frame_spec
             try:
-                image = _fitted(frame, slot, spec) if slot.wanted else frame
+                image = fitted(frame, slot, spec) if slot.wanted else frame
             except FrameError as error:
                 self.reject(slot, str(error))
                 raise
@@ -157,8 +196,7 @@ class CameraMemories:
                 status = memory.keep(slot, image)
                 if status.cleared:
                     self._announce(status.cleared, slot.camera)
-            if slot.camera in self._archives:
-                self._archives[slot.camera].store_one()
+            self._archives.store_one(slot.camera)
             return status
 
     def stamp_ns_of(self, timestamp: float, camera: str | None) -> int:
@@ -190,7 +228,7 @@ class CameraMemories:
             raise
         with self._lock:
             statuses = self._memory(name).update_star_memory(fitted)
-        self._settle_archives()
+        self._archives.settle()
         return statuses
 
     def reweigh(self, camera: str, tubelet_id: int, importance: float) -> bool:
@@ -204,12 +242,11 @@ class CameraMemories:
             for memory in self._memories.values() if camera is None else (self._memory(camera),):
                 memory.clear(reason)
             self._announce(reason, camera)
-        self._settle_archives()
+        self._archives.settle()
 
     def close(self) -> None:
         """Forget the archives, and delete those on disk. Memory goes on without."""
-        for archive in self._archives.values():
-            archive.close()
+        self._archives.close()
 
     def require(self, cameras: Sequence[str]) -> None:
         """Raise ``InvalidRequestError`` for an unknown name."""
@@ -231,24 +268,16 @@ class CameraMemories:
                 held = sum(len(memory.clip()) for memory in self._memories.values())
             whole = sum(map(len, found.values())) == held
             if start_ns or end_ns:
-                joined = {name: self._with_archived(clip, name, start_ns, end_ns) for name, clip in found.items()}
+                patch = self._frame_spec.temporal_patch_size
+                joined = {
+                    name: self._archives.joined(clip, name, start_ns, end_ns, patch) for name, clip in found.items()
+                }
                 if self.cleared_since(epochs):
                     continue  # what was archived may be another epoch's than the clip
                 whole = whole and all(joined[name] is found[name] for name in names)
                 found = joined
             clips = {name: clip for name, clip in found.items() if clip.tubelets}
             return TakenClips(tuple(clips.values()), {name: epochs[name] for name in clips}, whole)
-
-    def _with_archived(self, clip: Clip, camera: str, start_ns: int, end_ns: int) -> Clip:
-        archive, config = self._archives.get(camera), self._memories[camera].config
-        if archive is None:
-            return clip
-        most = (config.star_memory_size + config.stream_window_size) // self._frame_spec.temporal_patch_size
-        return archive.joined(clip, start_ns, end_ns, most)
-
-    def _settle_archives(self) -> None:
-        for archive in self._archives.values():
-            archive.settle()
 
     def cleared_since(self, epochs: Mapping[str, int]) -> list[str]:
         """The cameras of ``TakenClips.epochs`` whose memory was cleared since."""
@@ -263,7 +292,7 @@ class CameraMemories:
 
     def archived_tubelets(self) -> set[int]:
         """The ids of all tubelets that an archive has handed out and still holds."""
-        return set().union(*(archive.ids() for archive in self._archives.values()))
+        return self._archives.tubelet_ids()
 
     def clips_ahead(self) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
         """One clip per camera with frames, and the same after each memory's next slide.
@@ -287,27 +316,14 @@ class CameraMemories:
         """Fill and counters per camera."""
         with self._lock:
             states = [memory.status() for memory in self._memories.values()]
-        archived = {name: vars(archive.status) for name, archive in self._archives.items()}
-        return tuple(replace(state, **archived.get(state.camera, {})) for state in states)
+        return tuple(map(self._archives.told, states))
 
     def why_empty(self, cameras: Sequence[str]) -> str:
         """Why the memories of these cameras hold nothing, and what to do about it."""
         with self._lock:
             states = [self._memory(name).status() for name in cameras]
             clears, now = dict(self._last_clears), self._clock()
-        causes = []
-        for name, state in zip(cameras, states, strict=True):
-            if name in clears and state.frames_offered:
-                at, reason = clears[name]
-                causes.append(
-                    f"the memory of {name} was cleared {now - at:.0f} s ago ({reason}) and no frame was kept since; "
-                    "ask again when one was"
-                )
-            elif state.frames_offered:
-                causes.append(f"no frame of {name} could be used: {state.last_rejection}")
-        if silent := [name for name, state in zip(cameras, states, strict=True) if not state.frames_offered]:
-            causes.append(f"no frame came yet from: {', '.join(silent)}; check the image topics and the camera drivers")
-        return "; ".join(causes)
+        return causes_of_emptiness(dict(zip(cameras, states, strict=True)), clears, now)
 
     def _rgb_size(self, frame: np.ndarray) -> Size:
         """The size at which an RGB image is kept; raises ``FrameError`` for what is none."""
@@ -324,26 +340,11 @@ class CameraMemories:
             raise InvalidRequestError(f"name the camera of the frame, one of: {', '.join(self._memories)}")
         return next(iter(self._memories))
 
-    def _announce(self, reason: str, camera: str | None = None) -> None:
-        """Say that the memory of one camera or of all was cleared; under the lock."""
+    def _announce(self, reason: str, camera: str | None = None, what: str = "cleared") -> None:
+        """Say that the memory of one camera or of all was cleared, or restored; under the lock."""
         for name in self.names if camera is None else (camera,):
             self._last_clears[name] = (self._clock(), reason)
         text = reason if camera is None else f"camera {camera}: {reason}"
         self._clearings += 1
         self._announcements.append(text)
-        logger.warning("memory cleared (epoch %d): %s", self._clearings, text)
-
-
-def _fitted(frame: np.ndarray, slot: FrameSlot, spec: FrameSpec) -> np.ndarray:
-    """The frame at the size that ``spec`` wants for the camera's own image; raises ``FrameError`` for what is none."""
-    check_rgb(frame)
-    size: Size = frame.shape[:2]
-    if slot.source_size is None or size != slot.decoded_size:
-        slot.source_size = size
-    return resize_rgb(frame, spec.fit(*slot.source_size))
-
-
-def _next_stamp(memory: SmartFrameManager) -> int:
-    """One sampling period after the newest frame, for callers without a clock."""
-    status = memory.status()
-    return status.newest_stamp_ns + round(memory.period_s * NANOSECONDS) if status.stream_frames else 0
+        logger.warning("memory %s (epoch %d): %s", what, self._clearings, text)

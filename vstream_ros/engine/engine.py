@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,18 @@ from vstream_ros.engine.answers import Answer, DeviceMemory, EngineStatus, Model
 from vstream_ros.engine.asking import QuestionDesk
 from vstream_ros.engine.background import WorkAhead
 from vstream_ros.engine.camera_memories import CameraMemories
-from vstream_ros.engine.engine_config import EngineConfig, field_names, with_overrides
+from vstream_ros.engine.engine_config import EngineConfig, parted_configs
 from vstream_ros.engine.feature_importance import FeatureImportance, cameras_by_features
+from vstream_ros.engine.memory_files import MemoryFile, load_memories, save_memories
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_loads import ModelLoads
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
 from vstream_ros.engine.status import StatusBoard
-from vstream_ros.errors import BusyError, ConfigError, VStreamError
+from vstream_ros.errors import BusyError, VStreamError
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemorySnapshot
 from vstream_ros.memory.future_stamps import Clock
 from vstream_ros.memory.stamps import checked_stamp_ns, stamp_ns_of_seconds
 from vstream_ros.models.frame_spec import FrameSpec
-
-DEFAULT_CAMERA = "camera"
 
 
 class DelayedBatchInferenceEngine:
@@ -77,28 +77,19 @@ class DelayedBatchInferenceEngine:
         """
         if device is not None:
             overrides["device"] = device
-        self.config = with_overrides(config or EngineConfig(), overrides)
-        cameras = memory if isinstance(memory, Mapping) else {DEFAULT_CAMERA: memory or MemoryConfig()}
-        memory_overrides = {name: overrides.pop(name) for name in field_names(MemoryConfig) & overrides.keys()}
-        if unknown := overrides.keys() - field_names(EngineConfig):
-            raise ConfigError(f"unknown parameters: {', '.join(sorted(unknown))}")
-
-        configs = {name: with_overrides(camera, memory_overrides) for name, camera in cameras.items()}
-        by_features = cameras_by_features(self.config, configs)
+        self.config, memories = parted_configs(config, memory, overrides)
+        by_features = cameras_by_features(self.config, memories)
         spec = FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels)
-        self._cameras = CameraMemories(configs, spec)
+        self._cameras = CameraMemories(memories, spec)
         name = model if isinstance(model, str) else ""
         importance = partial(FeatureImportance, by_features, self._cameras.reweigh)
         self._host = ModelHost(name, self.config, self._cameras.names, self._cameras.max_tubelets, importance)
         self._board = StatusBoard(self.config, self._cameras, self._host)
         self._desk = QuestionDesk(
-            self.config,
-            self._cameras,
-            self._host,
-            self._board,
+            self.config, self._cameras, self._host, self._board,
             end_due_questions=lambda: self._thread.end_due_questions(),
             others_wait=lambda: self._thread.count_questions()[0] > 0,
-        )
+        )  # fmt: skip
         self._work_ahead = WorkAhead(self.config, self._cameras, self._host, self._board)
         self._loads = ModelLoads(self.config, self._cameras, self._host, self._board, self._work_ahead)
         if name:
@@ -120,10 +111,7 @@ class DelayedBatchInferenceEngine:
 
         The state is LOADING from now on, and questions are refused. The model that is there is kept until the new one
         is, and answers again where that can't be loaded; where the device has no room for both, by estimate, the log
-        says so and the old one is freed first.
-
-        Args:
-            model: hub id or folder; default: the one that was named last.
+        says so and the old one is freed first. ``model``: hub id or folder; default: the one that was named last.
 
         Returns:
             a future of the name of what was loaded. It carries ``ModelFailedError`` or ``ConfigError`` where that
@@ -135,10 +123,8 @@ class DelayedBatchInferenceEngine:
         return self._thread.run(lambda: self._loads.load(ticket))
 
     def unload(self) -> Future[None]:
-        """Free the weights and the caches in the model's thread; the frames stay. Returns at once.
-
-        The future carries ``CanceledError`` where a later load overtook it, so that nothing was freed.
-        """
+        """Free the weights and the caches in the model's thread; the frames stay. Returns at once. The future carries
+        ``CanceledError`` where a later load overtook it, so that nothing was freed."""
         ticket = self._host.announce_unload()
         return self._thread.run(lambda: self._loads.free(ticket))
 
@@ -248,12 +234,25 @@ class DelayedBatchInferenceEngine:
         return statuses
 
     def clear(self, reason: str = "requested", camera: str | None = None) -> None:
-        """Forget the frames of one camera or of all, and what was computed from them.
-
-        A question that is being answered from some of them ends with ``CanceledError``.
-        """
+        """Forget the frames of one camera or of all, and what was computed from them. A question that is being answered
+        from some of them ends with ``CanceledError``."""
         self._cameras.clear(reason, camera)
         self._thread.run_once(self._forget_cleared)
+
+    def save_memory(self, path: str | Path) -> MemoryFile:
+        """Write what memory holds to a file (docs/saved_memory.md), as a whole or not at all, in this thread. Raises
+        ``MemoryFileError``; a file that was there before is then as it was."""
+        return save_memories(self._cameras, Path(path))
+
+    def load_memory(self, path: str | Path) -> MemoryFile:
+        """Put what such a file holds in the place of what memory holds: the next answer is the one before the saving.
+
+        Reads in this thread. Questions about frames that go end with ``CanceledError``. Raises ``MemoryFileError``
+        (``NoMemoryFileError`` where there is no file), and has changed nothing then.
+        """
+        loaded = load_memories(self._cameras, Path(path))
+        self._thread.run_once(self._forget_cleared)
+        return loaded
 
     def clips(self, question: Question | None = None) -> tuple[Clip, ...]:
         """What memory would hand out for a question (default: about everything), one clip per camera with frames."""

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vstream_ros.errors import ConfigError
+from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.models.base import TEXT_POSITIONS
 
+DEFAULT_CAMERA = "camera"
 TIME_POSITIONS = ("true", "index")
 BACKGROUND_ENCODING = ("off", "vision", "full")
 TORCH_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -152,3 +154,17 @@ def field_names(config: type) -> set[str]:
 def with_overrides(config: Any, overrides: Mapping[str, Any]) -> Any:
     """``config`` with those of ``overrides`` that are its fields."""
     return dataclasses.replace(config, **{k: v for k, v in overrides.items() if k in field_names(type(config))})
+
+
+def parted_configs(
+    config: EngineConfig | None, memory: MemoryConfig | Mapping[str, MemoryConfig] | None, overrides: Mapping[str, Any]
+) -> tuple[EngineConfig, dict[str, MemoryConfig]]:
+    """The engine's configuration and every camera's memory's, each with those of ``overrides`` that are its fields.
+
+    Raises ``ConfigError`` where one of them is nobody's.
+    """
+    if unknown := overrides.keys() - field_names(EngineConfig) - field_names(MemoryConfig):
+        raise ConfigError(f"unknown parameters: {', '.join(sorted(unknown))}")
+    cameras = memory if isinstance(memory, Mapping) else {DEFAULT_CAMERA: memory or MemoryConfig()}
+    memories = {name: with_overrides(camera, overrides) for name, camera in cameras.items()}
+    return with_overrides(config or EngineConfig(), overrides), memories

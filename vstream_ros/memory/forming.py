@@ -66,6 +66,10 @@ class TubeletFormer:
         pixels.setflags(write=False)
         return replace(tubelet, id=next(self._ids), frames=pixels)
 
+    def adopted(self, tubelet: Tubelet) -> Tubelet:
+        """A tubelet of another memory as one of this camera, under an id of its own."""
+        return replace(tubelet, id=next(self._ids), camera=self._camera)
+
     def clear(self) -> None:
         """Forget the pending frames."""
         self.pending = []

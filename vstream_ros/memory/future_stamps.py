@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vstream_ros.memory.clip import NANOSECONDS
+from vstream_ros.memory.clip import NANOSECONDS, Verdict
 from vstream_ros.memory.held_frames import HeldState
 from vstream_ros.memory.importance import FrameScorer
 from vstream_ros.memory.sampling import Sampler
@@ -66,3 +66,11 @@ class Trial:
     frames_kept: int
     frames_left: int = CONFIRMING_FRAMES - 1
     """Frames that still have to go on from the one on trial until it is believed."""
+
+    def is_refuted_by(self, stamp_ns: int, sampler: Sampler) -> bool:
+        """Whether a frame that is offered goes on where the others were. ``sampler``: as it is now. Where the frame
+        goes on from the one on trial, ``frames_left`` counts it; at 0 that one is believed."""
+        if sampler.check(stamp_ns) is not Verdict.JUMP:
+            self.frames_left -= 1
+            return False
+        return self.sampler.check(stamp_ns) is not Verdict.JUMP

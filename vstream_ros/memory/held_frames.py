@@ -182,6 +182,30 @@ class HeldFrames:
         if self._archive is not None:
             self._archive.withdraw_after(max(self.stamps_ns, default=0))
 
+    def take_over(self, state: HeldState) -> None:
+        """Hold what another memory held, which must fit (``Capacity``), under new ids.
+
+        Where the window is longer here, the newest of star stand in it: the clip is the same.
+        """
+        held = [self._former.adopted(tubelet) for tubelet in (*state.star, *state.stream)]
+        window = self._config.stream_window_size // self._patch
+        split = min(len(state.star), max(len(held) - window, 0))
+        self._store.star, self._store.stream = held[:split], held[split:]
+        self._former.pending = list(state.pending)
+        if self._archive is not None:
+            self._archive.forget()
+
+    def change(self, shape: tuple[int, ...], stamp_ns: int, *, jumped: bool) -> tuple[str, str] | None:
+        """Why a frame, (height, width, 3), can't stand beside those held, in two words and in a sentence; None where it
+        can. ``jumped``: its stamp jumped back in time."""
+        if jumped:
+            back_s = (max(self.stamps_ns) - stamp_ns) / NANOSECONDS
+            return "time jump", f"stamps jumped back by {back_s:.3f} s"
+        held = self.frame_shape
+        if held is None or held == shape:
+            return None
+        return "resolution change", f"resolution changed from {held[1]}x{held[0]} to {shape[1]}x{shape[0]}"
+
     def resize(self, size: Size) -> None:
         """Scale every frame to ``size`` = (height, width). Tubelets get new ids, all else about them stays."""
         self._store.star, self._store.stream = (

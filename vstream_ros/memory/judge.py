@@ -27,6 +27,18 @@ class StampJudge:
             return Verdict.FUTURE
         return self.sampler.check(stamp_ns)
 
+    def verdict_again(self, verdict: Verdict, stamp_ns: int, shape: tuple[int, ...], went_on: bool) -> Verdict:
+        """On an offered frame whose pixels are there now: ``verdict``, or a new one where the memory went on meanwhile
+        (``went_on``), or where the camera is to be looked at. ``shape``: (height, width, 3)."""
+        if self.quarantine.active:
+            if not self.quarantine.ends_with(stamp_ns, shape):
+                return Verdict.QUARANTINED
+            return self.sampler.check(stamp_ns)
+        if not went_on:
+            return verdict
+        again = self.sampler.check(stamp_ns)
+        return Verdict.BACKWARD if again is Verdict.JUMP else again  # only what the offer saw may be cleared
+
     def is_far_ahead(self, stamp_ns: int) -> bool:
         """Whether a stamp is further ahead of the newest one than the tolerance."""
         return self.future.is_far_ahead(stamp_ns, self.sampler.newest_ns)

@@ -12,6 +12,7 @@ from vstream_ros.errors import FrameError
 from vstream_ros.images.resize import owned_rgb
 from vstream_ros.memory.clip import Tubelet
 from vstream_ros.memory.forming import ScoredFrame
+from vstream_ros.memory.importance import FrameScorer
 from vstream_ros.memory.stamps import checked_stamp_ns
 
 
@@ -34,6 +35,12 @@ def checked_key_frames(
                 "it, or clear the memory first"
             )
     return checked
+
+
+def scored(frames: list[tuple[np.ndarray, int]], scorer: FrameScorer) -> list[ScoredFrame]:
+    """Checked frames with their scores, each at its own time instead of a slot's."""
+    scores = [(pixels, stamp_ns, scorer.score(pixels, stamp_ns)) for pixels, stamp_ns in frames]
+    return [ScoredFrame(pixels, ns, ns, score.importance, score.scene_change) for pixels, ns, score in scores]
 
 
 def grouped(frames: list[ScoredFrame], held: list[Tubelet], most: int, gap_ns: float) -> list[list[ScoredFrame]]:

@@ -20,9 +20,10 @@ from vstream_ros.memory.future_stamps import Clock, Trial
 from vstream_ros.memory.held_frames import HeldFrames
 from vstream_ros.memory.importance import Embed, FrameScorer, Score
 from vstream_ros.memory.judge import StampJudge
-from vstream_ros.memory.key_frames import checked_key_frames
+from vstream_ros.memory.key_frames import checked_key_frames, scored
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.quarantine import REASON as QUARANTINE_REASON
+from vstream_ros.memory.saved_state import Capacity, SavedState, reviewing_scorer
 from vstream_ros.memory.slot import FrameSlot, Size
 from vstream_ros.memory.snapshot import MemorySnapshot
 from vstream_ros.memory.stamps import checked_stamp_ns
@@ -64,8 +65,7 @@ class SmartFrameManager:
         self._ids = itertools.count() if ids is None else ids
         self._patch = temporal_patch_size
         self._held = HeldFrames(config, camera, temporal_patch_size, self._ids, archive)
-        self._source_size: Size | None = None
-        """Of the camera's own images, as far as anybody said it."""
+        self._source_size: Size | None = None  # of the camera's own images, as far as anybody said it
         self._clip: Clip | None = None
         self.epoch = 0
         """How often what is held was cleared or scaled: what began under another epoch is about what is gone."""
@@ -118,7 +118,8 @@ class SmartFrameManager:
             self.reject(slot, str(error))
             raise
         verdict = self._verdict_now(slot, owned)
-        change = self._change(verdict, owned, slot.stamp_ns) if verdict.wanted else None
+        jumped = verdict is Verdict.JUMP
+        change = self._held.change(owned.shape, slot.stamp_ns, jumped=jumped) if verdict.wanted else None
         if change is not None and not self._judge.quarantine.allows_clear():
             verdict = Verdict.QUARANTINED
         if not verdict.wanted:
@@ -162,28 +163,22 @@ class SmartFrameManager:
         try:
             checked = checked_key_frames(frames, self._held.frame_shape)
         except FrameError as error:
-            self._counters.offered += 1
-            self._counters.reject(str(error))
+            self.reject_unstamped(str(error))
             raise
         if not checked:
             return []
         self._begin_trial(checked[-1][1])
-        scorer = FrameScorer(self.config, self._embed)
-        scored = []
-        for pixels, stamp_ns in checked:
-            score = scorer.score(pixels, stamp_ns)
-            scored.append(ScoredFrame(pixels, stamp_ns, stamp_ns, score.importance, score.scene_change))
-        stored = self._held.insert_keys(scored, gap_ns=1.5 * self.period_s * NANOSECONDS)
+        keys = scored(checked, FrameScorer(self.config, self._embed))
+        stored = self._held.insert_keys(keys, gap_ns=1.5 * self.period_s * NANOSECONDS)
         for frame in stored:
             self._judge.sampler.keep_off_grid(frame.stamp_ns)
-        self._counters.offered += len(scored)
+        self._counters.offered += len(keys)
         self._counters.kept += len(stored)
         self._changed()
-        return [self._frame_status(Verdict.KEEP, frame.stamp_ns, frame) for frame in scored]
+        return [self._frame_status(Verdict.KEEP, frame.stamp_ns, frame) for frame in keys]
 
     def reweigh(self, tubelet_id: int, importance: float) -> bool:
-        """Give a tubelet another importance, >= 0, once: what is held stays, what the next slides forget may change.
-        False where it isn't held any more or was reweighed before."""
+        """Give a tubelet another importance, >= 0, once, for the next slides. False: it isn't held, or was before."""
         self._clip = None  # without a new revision: frames that were offered are still judged by the same stamps
         return self._held.reweigh(tubelet_id, importance)
 
@@ -216,6 +211,33 @@ class SmartFrameManager:
         held = self._held.regrouped(temporal_patch_size)
         self.clear(reason)
         self._held, self._patch = held, temporal_patch_size
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> Capacity:
+        """What ``restore`` takes at most."""
+        return Capacity.of(self.config, self._patch)
+
+    def saved_state(self) -> SavedState:
+        """What is held and where the sampling grid stands. O(tubelets held), copies no pixels."""
+        rate_hz, grid = self.config.sample_rate_hz, self._judge.sampler.grid
+        return SavedState(self.camera, self._patch, rate_hz, self._source_size, grid, self._held.remember())
+
+    def scorer_after(self, state: SavedState) -> FrameScorer:
+        """For ``restore``. Slow; needs no lock, since it reads only what never changes."""
+        return reviewing_scorer(state, self.config, self._embed)
+
+    def restore(self, state: SavedState, scorer: FrameScorer) -> None:
+        """Hold what a memory held, in the place of all that is held, under new ids; what comes next goes on from there.
+
+        ``state``: of any camera, with tubelets of this memory's length, no more than ``capacity``. ``scorer``: of
+        ``scorer_after``. The counters and a quarantine stay; an archive is emptied."""
+        self._held.take_over(state.held)
+        self._judge.sampler.go_on_from(state.grid)
+        self._scorer, self._source_size, self._trial = scorer, state.source_size, None
+        self.epoch += 1
+        self._changed()
 
     # -- a clip out --------------------------------------------------------------------------------------------------
 
@@ -268,25 +290,7 @@ class SmartFrameManager:
         """The slot's verdict, or a new one where the memory went on meanwhile, or the camera is to be looked at."""
         if slot.clears != self._counters.all_clears:
             return Verdict.OVERTAKEN
-        if self._judge.quarantine.active:
-            if not self._judge.quarantine.ends_with(slot.stamp_ns, pixels.shape):
-                return Verdict.QUARANTINED
-            return self._judge.sampler.check(slot.stamp_ns)
-        if slot.revision == self._revision:
-            return slot.verdict
-        verdict = self._judge.sampler.check(slot.stamp_ns)
-        return Verdict.BACKWARD if verdict is Verdict.JUMP else verdict  # only what the offer saw may be cleared
-
-    def _change(self, verdict: Verdict, pixels: np.ndarray, stamp_ns: int) -> tuple[str, str] | None:
-        """Why this frame can't stand beside the stored ones, in two words and in a sentence; None where it can."""
-        if verdict is Verdict.JUMP:
-            back_s = (max(self._held.stamps_ns) - stamp_ns) / NANOSECONDS
-            return "time jump", f"stamps jumped back by {back_s:.3f} s"
-        shape = self._held.frame_shape
-        if shape is None or shape == pixels.shape:
-            return None
-        sizes = f"from {shape[1]}x{shape[0]} to {pixels.shape[1]}x{pixels.shape[0]}"
-        return "resolution change", f"resolution changed {sizes}"
+        return self._judge.verdict_again(slot.verdict, slot.stamp_ns, pixels.shape, slot.revision != self._revision)
 
     def _forget(self, reason: str) -> None:
         self._counters.clear(reason)
@@ -308,12 +312,8 @@ class SmartFrameManager:
         trial = self._trial
         if trial is None or self._judge.quarantine.active:
             return ""
-        if self._judge.sampler.check(stamp_ns) is not Verdict.JUMP:
-            trial.frames_left -= 1
-            if trial.frames_left == 0:
-                self._trial = None
-            return ""
-        if trial.sampler.check(stamp_ns) is Verdict.JUMP:
+        if not trial.is_refuted_by(stamp_ns, self._judge.sampler):
+            self._trial = trial if trial.frames_left else None
             return ""
         self._held.put_back(trial.held)
         self._judge.sampler, self._scorer = trial.sampler, trial.scorer

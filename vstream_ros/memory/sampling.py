@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 
 from vstream_ros.memory.clip import NANOSECONDS, Verdict
 
 DEFAULT_PERIOD_S = 0.5
 """Taken for the spacing of frames that are kept as they come, until a second frame shows what it is."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a sampler's grid stands; its slot follows from that."""
+
+    origin_ns: int
+    newest_ns: int
+    """The newest stamp: its frame may be forgotten already, where a key frame stands among those of a tubelet."""
+    kept_ns: int | None = None
+    """Stamp of the last frame that the grid wanted; None: only frames off the grid were taken."""
+    spacing_ns: int | None = None
+    """The first spacing seen, > 0."""
 
 
 class Sampler:
@@ -37,6 +51,20 @@ class Sampler:
         self._slot = 0
         self._kept_ns: int | None = None
         self._spacing_ns: int | None = None
+
+    @property
+    def grid(self) -> Grid | None:
+        """For ``go_on_from``; None where there is no frame yet."""
+        if self._origin_ns is None:
+            return None
+        return Grid(self._origin_ns, self._newest_ns, self._kept_ns, self._spacing_ns)
+
+    def go_on_from(self, grid: Grid | None) -> None:
+        """Stand where another sampler's grid stood."""
+        self.reset()
+        if grid is not None:
+            self._origin_ns, self._kept_ns, self._spacing_ns = grid.origin_ns, grid.kept_ns, grid.spacing_ns
+            self._newest_ns, self._slot = grid.newest_ns, self._slot_at(grid.newest_ns)
 
     @property
     def period_s(self) -> float:

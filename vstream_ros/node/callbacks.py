@@ -13,6 +13,9 @@ from rclpy.exceptions import InvalidHandle
 from rclpy.node import Node
 from rclpy.task import Future
 
+from vstream_ros.errors import VStreamError
+from vstream_ros.node.messages import ros_text
+
 
 def never_raising(node: Node, what: str, callback: Callable[..., Any]) -> Callable[..., Any]:
     """``callback``, but what it raises goes to the log: an exception in a callback ends ``spin()``, and with it the
@@ -45,6 +48,15 @@ def in_executor(node: Node, future: ThreadFuture[Any]) -> Future:
 
     future.add_done_callback(wake)
     return done
+
+
+def fill_failure(node: Node, response: Any, error: Exception) -> None:
+    """What a service with ``success`` and ``message`` answers after an error. Called in its ``except``."""
+    response.success = False
+    known = isinstance(error, VStreamError)
+    response.message = ros_text(str(error) if known else f"{type(error).__name__}: {error}")
+    if not known:
+        node.get_logger().error(f"a service failed unexpectedly:\n{traceback.format_exc()}")
 
 
 class RosLogHandler(logging.Handler):

@@ -19,7 +19,7 @@ from vstream_ros.ros_arguments import MAIN_FILE, check_parameter_files, split_ar
 EXIT_DEADLINE_S = 3.5
 """From the signal on. A model that is being loaded can't be interrupted, and is not waited for any longer."""
 DRAIN_S = 1.5
-"""For answering the questions that were cut short."""
+"""For answering the questions that were cut short, and for the log of what was saved."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _spin(node, executor, stop.is_set)
     deadline = time.monotonic() + DRAIN_S
     node.close()
-    _spin(node, executor, lambda: node.open_questions == 0 or time.monotonic() >= deadline, period_s=0.05)
+    _spin(
+        node,
+        executor,
+        lambda: not (node.open_questions or node.saving) or time.monotonic() >= deadline,
+        period_s=0.05,
+    )
     executor.shutdown()
     node.destroy_node()
     rclpy.try_shutdown()

@@ -16,11 +16,12 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import Trigger
 
 from vstream_ros.engine import DelayedBatchInferenceEngine
-from vstream_ros.errors import CanceledError, ConfigError, NotReadyError, VStreamError
-from vstream_ros.node.callbacks import RosLogHandler, in_executor, never_raising
+from vstream_ros.errors import CanceledError, ConfigError, NotReadyError
+from vstream_ros.node.callbacks import RosLogHandler, fill_failure, in_executor, never_raising
 from vstream_ros.node.camera_subscription import CameraSubscription
 from vstream_ros.node.image_progress import ImageProgress
 from vstream_ros.node.memory_image import MemoryImage
+from vstream_ros.node.memory_service import MemoryService
 from vstream_ros.node.parameters import Parameters
 from vstream_ros.node.question_server import QuestionServer
 from vstream_ros.node.settings import Settings
@@ -54,6 +55,7 @@ class QaNode(LifecycleNode):
         logging.getLogger(LIBRARY_LOGGER).addHandler(self._log_handler)
         logging.getLogger(LIBRARY_LOGGER).setLevel(logging.INFO)
         self._questions = QuestionServer(self, self._engine_to_ask, lambda: self.settings)
+        self._memory_service = MemoryService(self, self._configured_engine, lambda: self.settings)
         self._status = StatusPublisher(
             self, lambda: self.settings, lambda: self._engine, self._cameras, self._lifecycle_label
         )
@@ -92,13 +94,19 @@ class QaNode(LifecycleNode):
         """Questions that were taken and not yet answered."""
         return self._questions.open
 
+    @property
+    def saving(self) -> bool:
+        """A memory is being written or read."""
+        return self._memory_service.busy
+
     def close(self) -> None:
-        """End the questions, the subscriptions and the engine. Does not wait for the model's thread."""
-        self._stop_cameras()
-        self._release_engine("the node is shutting down")
+        """End the questions, the subscriptions and the engine; begin to save the memory, where that is wanted. Does not
+        wait for the model's thread, nor for the disk."""
+        self._shut_down()
 
     def wait_closed(self, timeout_s: float | None = None) -> None:
-        """Wait until the models' threads have ended, after ``close``."""
+        """Wait until the memory is saved and the models' threads have ended, after ``close``."""
+        self._memory_service.wait(timeout_s)
         if self._freed is not None:
             wait([self._freed], timeout_s)
 
@@ -109,6 +117,7 @@ class QaNode(LifecycleNode):
         self._jump_handle.unregister()
         self._questions.destroy()
         self._memory_image.destroy()
+        self._memory_service.close()
         self._destroy_lifecycle_node()
 
     def _destroy_lifecycle_node(self) -> None:
@@ -169,6 +178,7 @@ class QaNode(LifecycleNode):
                 self, engine, camera, reliability=lambda: self.settings.qos_reliability
             )
         self._load(engine)
+        self._memory_service.restore_at_start(engine)  # after that: the model's name tells the frames' size
 
     def _load(self, engine: DelayedBatchInferenceEngine) -> ThreadFuture[str]:
         model = self.settings.model
@@ -214,6 +224,8 @@ class QaNode(LifecycleNode):
 
     def _shut_down(self) -> None:
         self._stop_cameras()
+        if self._engine is not None:
+            self._memory_service.save_at_shutdown(self._engine)
         self._give_up_memory("the node is shutting down")
 
     def _lifecycle_label(self) -> str:
@@ -238,7 +250,7 @@ class QaNode(LifecycleNode):
             self._memory_image.forget()
             response.success, response.message = True, f"{frames} frames were forgotten"
         except Exception as error:  # noqa: BLE001
-            self._fail(response, error)
+            fill_failure(self, response, error)
         return response
 
     async def _on_reload_model(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -248,7 +260,7 @@ class QaNode(LifecycleNode):
             await in_executor(self, loaded)
             response.success, response.message = True, f"{loaded.result()} is ready"
         except Exception as error:  # noqa: BLE001
-            self._fail(response, error)
+            fill_failure(self, response, error)
         return response
 
     def _configured_engine(self) -> DelayedBatchInferenceEngine:
@@ -258,12 +270,6 @@ class QaNode(LifecycleNode):
                 f"(ros2 lifecycle set {self.get_fully_qualified_name()} configure)"
             )
         return self._engine
-
-    def _fail(self, response: Trigger.Response, error: Exception) -> None:
-        response.success = False
-        response.message = str(error) if isinstance(error, VStreamError) else f"{type(error).__name__}: {error}"
-        if not isinstance(error, VStreamError):
-            self.get_logger().error(f"a service failed unexpectedly:\n{traceback.format_exc()}")
 
     # -- time --------------------------------------------------------------------------------------------------------
 

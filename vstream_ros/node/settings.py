@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -110,6 +111,9 @@ def global_specs() -> list[Spec]:
         Spec("model", DEFAULT_MODEL, "hub id or folder; a change is loaded by ~/reload_model", fixed="never"),
         *_config_specs(EngineConfig, _ENGINE),
         *_config_specs(MemoryConfig, _MEMORY),
+        Spec("memory_folder", "", "folder of ~/save_memory and ~/load_memory, absolute; empty: refused", fixed="never"),
+        Spec("save_memory_at_shutdown", False, "save the memory as `memory` when the node ends", fixed="never"),
+        Spec("restore_memory_at_start", False, "load the saved memory `memory` when the node is first configured"),
         Spec("qos_reliability", "auto", f"of the image subscriptions: {', '.join(RELIABILITIES)}", fixed="never"),
         Spec("silent_camera_timeout_s", 5.0, "seconds without an image until diagnostics warn", 0.0, 1e9, "never"),
         Spec(
@@ -163,6 +167,10 @@ class Settings:
     cameras: tuple[CameraSettings, ...]
     engine: EngineConfig
     memory: dict[str, MemoryConfig]
+    memory_folder: str
+    """Absolute, or "": there is none."""
+    save_memory_at_shutdown: bool
+    restore_memory_at_start: bool
     qos_reliability: str
     silent_camera_timeout_s: float
     max_questions_per_client: int
@@ -187,10 +195,23 @@ def build_settings(values: Mapping[str, Any]) -> Settings:
         cameras=tuple(_camera(name, checked) for name in cameras),
         engine=engine,
         memory=memories,
+        memory_folder=_memory_folder(checked),
+        save_memory_at_shutdown=checked["save_memory_at_shutdown"],
+        restore_memory_at_start=checked["restore_memory_at_start"],
         qos_reliability=checked["qos_reliability"],
         silent_camera_timeout_s=checked["silent_camera_timeout_s"],
         max_questions_per_client=checked["max_questions_per_client"],
     )
+
+
+def _memory_folder(values: Mapping[str, Any]) -> str:
+    folder = os.path.expanduser(values["memory_folder"])
+    if folder and not os.path.isabs(folder):
+        raise ConfigError(f"memory_folder must be an absolute path (or begin with ~/), got {folder!r}")
+    wanted = [name for name in ("save_memory_at_shutdown", "restore_memory_at_start") if values[name]]
+    if wanted and not folder:
+        raise ConfigError(f"memory_folder must name a folder where {wanted[0]} is true, got an empty text")
+    return folder
 
 
 def _camera(name: str, values: Mapping[str, Any]) -> CameraSettings:
