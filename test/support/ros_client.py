@@ -95,6 +95,8 @@ class Planner:
         self._thread = threading.Thread(target=self._executor.spin, daemon=True)
         self._thread.start()
         self._clients: dict[str, Any] = {}
+        self._matched: dict[str, Any] = {}
+        """By service: the node that knows this client."""
         self._publishers: dict[Any, Any] = {}
         self.server: Node | None = None
         """The node that is asked, where it lives in this process."""
@@ -136,11 +138,14 @@ class Planner:
     # -- services --
 
     def client(self, srv_type: type, name: str) -> Any:
-        if name not in self._clients:
+        client = self._clients.get(name)
+        if client is None:
             client = self._clients[name] = self.node.create_client(srv_type, name, qos_profile=RELIABLE)
+        if name not in self._matched or self._matched[name] is not self.server:  # or another node has taken over
             assert client.wait_for_service(TIMEOUT_S), f"no service {name}"
             self._wait_matched(name)
-        return self._clients[name]
+            self._matched[name] = self.server
+        return client
 
     def _wait_matched(self, *services: str) -> None:
         """Wait until the server knows the client too: an answer that it sends before is lost (rmw_fastrtps)."""
