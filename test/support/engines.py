@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
@@ -34,6 +36,14 @@ def fails_with(future: Future[Answer], error: type[errors.VStreamError]) -> erro
         future.result(timeout=60)
     assert type(caught.value) is error
     return caught.value
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Until what other threads do has made it true."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.005)
 
 
 class Gate:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from support.engines import wait_until
 from support.equality import cached_answer, compare, native_answer
 from support.frames import random_frame
 from vstream_ros.engine import (
@@ -34,13 +35,6 @@ MEMORY = MemoryConfig(star_memory_size=8, stream_window_size=12, stream_slide=4,
 @pytest.fixture
 def model(models: dict[str, QwenVideoModel]) -> QwenVideoModel:
     return models["qwen2_5_vl"]
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.005)
 
 
 class Stream:
