@@ -25,6 +25,7 @@ except (ImportError, LookupError) as error:  # without ROS 2, or before `make bu
     MISSING = str(error)
 else:
     from support.ros_client import TIMEOUT_S, Planner, isolate_ros, wait_until, write_endless_checkpoint
+    from vstream_ros.msg import CacheStatus
 
     isolate_ros()
     assert issubclass(PackageNotFoundError, LookupError)
@@ -82,6 +83,16 @@ else:
         planner = Planner()
         yield planner
         planner.close()
+
+    @pytest.fixture
+    def status(planner: Planner) -> Callable[[Callable[[CacheStatus], Any], str], CacheStatus]:
+        """The latest ~/cache_status that fulfils a condition."""
+        heard = planner.hear(CacheStatus, "/vstream/cache_status")
+
+        def latest(condition: Callable[[CacheStatus], Any], what: str) -> Any:
+            return wait_until(lambda: heard[-1] if heard and condition(heard[-1]) else None, what)
+
+        return latest
 
 
 def pytest_report_header() -> str | None:

@@ -22,17 +22,6 @@ CAMERA = Path(__file__).with_name("camera_process.py")
 EXIT_S = 5.0
 
 
-@pytest.fixture
-def status(planner):
-    """The latest ~/cache_status that fulfils a condition."""
-    heard = planner.hear(CacheStatus, "/vstream/cache_status")
-
-    def latest(condition, what):
-        return wait_until(lambda: heard[-1] if heard and condition(heard[-1]) else None, what)
-
-    return latest
-
-
 def test_a_robots_day(launch, planner, status):
     """One process through it all: a camera that dies mid-stream, a flood of questions, malformed images, stamps that
     go back, a signal; after each the node answers. One test, because each start of the process loads torch."""

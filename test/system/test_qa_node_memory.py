@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import signal
 
-import pytest
-
-from support.ros_client import code_name, image, wait_until
+from support.ros_client import code_name, image
 from vstream_ros.msg import CacheStatus
 from vstream_ros.srv import LoadMemory, SaveMemory
 
 EXIT_S = 5.0
-
-
-@pytest.fixture
-def status(planner):
-    """The latest ~/cache_status that fulfils a condition."""
-    heard = planner.hear(CacheStatus, "/vstream/cache_status")
-
-    def latest(condition, what):
-        return wait_until(lambda: heard[-1] if heard and condition(heard[-1]) else None, what)
-
-    return latest
 
 
 def test_the_answer_outlives_the_process(launch, planner, status, tmp_path):

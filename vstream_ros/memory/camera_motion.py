@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 
@@ -16,8 +18,6 @@ WORTH = 0.8
 """A shift is believed where it leaves less than this part of the difference."""
 SMALLEST = 0.05
 """Pixels. Less is not worth the blur of an interpolation."""
-
-_windows: dict[tuple[int, int], np.ndarray] = {}
 
 Shift = tuple[float, float]
 """(x, y) in pixels: what is at ``p`` in the reference is at ``p + shift`` in the current picture."""
@@ -34,11 +34,8 @@ def global_shift(reference: np.ndarray, current: np.ndarray) -> tuple[Shift | No
     """
     rows, columns = reference.shape
     unmoved = _difference(reference, current, (0.0, 0.0))
-    window = _windows.get((columns, rows))
-    if window is None:
-        window = _windows[columns, rows] = cv2.createHanningWindow((columns, rows), cv2.CV_32F)
     # Copies: OpenCV multiplies its arguments by the window in place where their size suits its DFT.
-    shift, _ = cv2.phaseCorrelate(reference.copy(), current.copy(), window)
+    shift, _ = cv2.phaseCorrelate(reference.copy(), current.copy(), _window(rows, columns))
     if not _within(shift, rows, columns):
         return None, unmoved
     shift = _refined(reference, current, shift)
@@ -60,6 +57,11 @@ def moved_onto(reference: np.ndarray, picture: np.ndarray, shift: Shift) -> np.n
 def far(shift: Shift, shape: tuple[int, int]) -> bool:
     """Whether a camera that turns on will soon show too little of a reference; ``shape``: (rows, columns)."""
     return not _within((2.0 * shift[0], 2.0 * shift[1]), *shape)
+
+
+@functools.lru_cache(maxsize=1)
+def _window(rows: int, columns: int) -> np.ndarray:
+    return cv2.createHanningWindow((columns, rows), cv2.CV_32F)
 
 
 def _within(shift: Shift, rows: int, columns: int) -> bool:

@@ -64,10 +64,6 @@ class Thinning:
                 return stamp_ns
             heapq.heappop(self._heap)
 
-    def clear(self) -> None:
-        """Forget all."""
-        self.__init__()  # type: ignore[misc]
-
     def check_integrity(self) -> None:
         """Raise AssertionError where an invariant is broken. For tests: O(n)."""
         assert self._stamps == sorted(self._times), "not in time order"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from array import array
 from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
@@ -16,9 +15,9 @@ from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from vstream_ros.engine import DelayedBatchInferenceEngine
-from vstream_ros.errors import CanceledError, VStreamError
+from vstream_ros.errors import CanceledError
 from vstream_ros.memory import MemorySnapshot, draw_contact_sheet
-from vstream_ros.node.callbacks import in_executor
+from vstream_ros.node.callbacks import fill_failure, in_executor
 from vstream_ros.node.messages import to_time
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -70,11 +69,8 @@ class MemoryImage:
                 self._published = image
             response.success = True
             response.message = f"a sheet of {image.width}x{image.height} pixels is on {self._publisher.topic_name}"
-        except VStreamError as error:
-            response.message = str(error)
         except Exception as error:  # noqa: BLE001
-            response.message = f"{type(error).__name__}: {error}"
-            self._node.get_logger().error(f"~/show_memory failed, which is a defect:\n{traceback.format_exc()}")
+            fill_failure(self._node, response, error)
         return response
 
 
