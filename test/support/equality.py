@@ -5,7 +5,7 @@ Tokens alone are nearly blind to a wrong cache, so every comparison looks at the
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from vstream_ros.engine.segments import clip_segments
 from vstream_ros.memory import Clip
 from vstream_ros.models.base import GenerationOptions
 from vstream_ros.models.qwen.video_model import QwenVideoModel
+from vstream_ros.models.token_chooser import TokenChooser
 
 LOGIT_TOLERANCE = 1e-4
 
@@ -62,13 +63,47 @@ def recorded_logits(model: Any) -> Iterator[list[torch.Tensor]]:
         hook.remove()
 
 
+@contextmanager
+def recorded_choices(answerer: ClipAnswerer) -> Iterator[list[dict[int, torch.Tensor]]]:
+    """Collects, for each question that begins within it, the logits by place in the answer.
+
+    Where a token is computed again, behind another draft, the last logits are those it was chosen from.
+    """
+    model = answerer.model
+    chooser_of = model.token_chooser
+    recorded: list[dict[int, torch.Tensor]] = []
+
+    def watched(*args: Any) -> TokenChooser:
+        chooser = chooser_of(*args)
+        choose, rows = chooser.choose, {}
+        recorded.append(rows)
+
+        def recording(logits: torch.Tensor, answer: Sequence[int], draft: Sequence[int] = ()) -> torch.Tensor:
+            rows.update({len(answer) + k: row.float().cpu().clone() for k, row in enumerate(logits)})
+            return choose(logits, answer, draft)
+
+        chooser.choose = recording  # type: ignore[method-assign]
+        return chooser
+
+    model.token_chooser = watched  # type: ignore[method-assign]
+    try:
+        yield recorded
+    finally:
+        del model.token_chooser
+
+
+def generated(tokens: Sequence[int], rows: dict[int, torch.Tensor]) -> Generated:
+    """An answer's tokens with what ``recorded_choices`` has of it."""
+    return Generated(list(tokens), torch.stack([rows[k] for k in range(len(tokens))]))
+
+
 def cached_answer(
     answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Question, part: Hashable | None = None
 ) -> Generated:
     """The engine's answer; ``part``: on a fork."""
-    with recorded_logits(answerer.model.model) as rows:  # type: ignore[attr-defined]
+    with recorded_choices(answerer) as recorded:
         answer = answerer.answer(clips, question, part=part)
-    return Generated(list(answer.token_ids), torch.stack(rows))
+    return generated(answer.token_ids, recorded[0])
 
 
 def native_answer(answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Question) -> Generated:

@@ -2,98 +2,50 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import secrets
 import time
-import traceback
-from collections.abc import Callable, Hashable, Iterable, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from vstream_ros.engine.answers import Answer, AnswerMetrics, Question
+from vstream_ros.engine.choices import Choices
+from vstream_ros.engine.clip_batch import ClipBatch
+from vstream_ros.engine.continuation import Continuation, Interrupts
+from vstream_ros.engine.drafts import AnswerBook, Draft
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.feature_importance import FeatureImportance
+from vstream_ros.engine.free_text import FreeText
 from vstream_ros.engine.segments import clip_segments
 from vstream_ros.engine.timeline import SyncReport, Timeline
 from vstream_ros.engine.timelines import Timelines
 from vstream_ros.engine.vision_cache import VisionCache
-from vstream_ros.errors import (
-    CanceledError,
-    InvalidRequestError,
-    ModelFailedError,
-    QuestionTimeoutError,
-    VStreamError,
-)
+from vstream_ros.errors import InvalidRequestError, ModelFailedError, VStreamError
 from vstream_ros.memory.clip import Clip
 from vstream_ros.models.base import GenerationOptions, Prompt, VideoModel
 
-logger = logging.getLogger(__name__)
+MAX_BATCHES = 4
+"""Clips about which questions are answered side by side: each has a KV cache, which shares what is common only."""
 
 
-@dataclass
-class Interrupts:
-    """What may end an answer before its time. ``check`` returns the reason, or None to go on."""
+@dataclass(eq=False)
+class Running:
+    """A question that is being answered. Its identity counts."""
 
-    check: Callable[[], VStreamError | None] = lambda: None
-    on_text: Callable[[str, int], None] | None = None
-    """Called after each token with the text so far and the number of tokens."""
+    question: Question
+    prompt: Prompt
+    continuation: FreeText | Choices
+    report: SyncReport
+    """What its clip took; nothing where another question's had it done."""
+    seed: int
+    arrived_at: float
+    """``time.monotonic()`` at which the question came, and at which its turn came."""
+    started_at: float
 
-    def raise_if_due(self) -> None:
-        if (reason := self.check()) is not None:
-            raise reason
 
-
-@dataclass
-class _Decoding:
-    """The answer that is being generated: what is told of it meanwhile, and in the end what counts."""
-
-    model: VideoModel
-    interrupts: Interrupts
-    token_ids: tuple[int, ...] = ()
-    """As reported so far; from ``finish`` on the answer's own."""
-    log_probabilities: list[float] = field(default_factory=list)
-    first_token_at: float = 0.0
-    stopped_by: VStreamError | None = None
-    stopped_after: int = 0
-    """Tokens after which ``stopped_by`` was found."""
-
-    def on_token(self, token_id: int, log_probability: float) -> bool:
-        if not self.token_ids:
-            self.first_token_at = time.monotonic()
-        self.token_ids += (token_id,)
-        self.log_probabilities.append(log_probability)
-        if self.stopped_by is None:
-            self.stopped_by, self.stopped_after = self._tell() or self.interrupts.check(), len(self.token_ids)
-        return self.stopped_by is not None
-
-    def _tell(self) -> VStreamError | None:
-        """Call ``on_text``. What it raises must not pass through the model's call, which would cost the cache."""
-        if self.interrupts.on_text is None:
-            return None
-        text = self.model.decode_text(self.token_ids)
-        try:
-            self.interrupts.on_text(text, len(self.token_ids))
-        except Exception as error:
-            logger.exception("on_text raised; its question ends")
-            what = traceback.format_exception_only(error)[-1].strip()
-            failed = VStreamError(f"the caller's on_text raised {what}; the log has the traceback")
-            failed.__cause__ = error
-            return failed
-        return None
-
-    def finish(self, token_ids: tuple[int, ...]) -> None:
-        """``generate`` returned ``token_ids``: forget what was reported behind them."""
-        self.token_ids = token_ids
-        del self.log_probabilities[len(token_ids) :]
-        if self.stopped_after > len(token_ids):
-            self.stopped_by = None  # the answer was complete before
-
-    @property
-    def confidence(self) -> float:
-        """Geometric mean of the tokens' probabilities."""
-        return math.exp(math.fsum(self.log_probabilities) / len(self.token_ids)) if self.token_ids else 0.0
+Outcome = Answer | Exception
 
 
 class ClipAnswerer:
@@ -118,6 +70,10 @@ class ClipAnswerer:
             config.forks_max_bytes,
             config.max_forks,
         )
+        self._batches: list[ClipBatch] = []
+        """The next one to go on with first."""
+        self._running: dict[Continuation, Running] = {}
+        self._book = AnswerBook()
         self._encoded_ahead: set[int] = set()
         """Tubelets whose features were computed before a question: not again, should the cache have dropped them."""
 
@@ -129,6 +85,11 @@ class ClipAnswerer:
             segments, question, true_time=true_time, text_positions=self.config.text_positions
         )
 
+    @property
+    def running(self) -> int:
+        """Questions that are being answered."""
+        return sum(map(len, self._batches))
+
     def answer(
         self,
         clips: Sequence[Clip],
@@ -138,68 +99,137 @@ class ClipAnswerer:
         arrived_at: float | None = None,
         interrupts: Interrupts | None = None,
     ) -> Answer:
-        """Answer from the KV cache, after bringing it in step with ``clips``.
+        """``begin`` and as many ``step`` as it takes; arguments as of ``begin``, no other question running.
+
+        Raises what ``begin`` raises, and:
+            ModelFailedError: the model's logits are not finite; the caches were dropped.
+            VStreamError: whatever ``interrupts`` says; its ``answer`` then holds the text so far.
+            Exception: whatever the model raises; the KV cache that it was working on is then emptied.
+        """
+        assert not self._batches
+        running = self.begin(clips, question, part=part, arrived_at=arrived_at, interrupts=interrupts)
+        outcome: Outcome | None = None
+        while outcome is None:
+            outcome = dict(self.step()).get(running)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def begin(
+        self,
+        clips: Sequence[Clip],
+        question: Question,
+        *,
+        part: Hashable | None = None,
+        arrived_at: float | None = None,
+        interrupts: Interrupts | None = None,
+    ) -> Running:
+        """Let a question join those that are being answered. Computes nothing yet. Only where ``has_room``.
 
         Args:
             clips: one per camera, at least one, none empty.
             question: limits already filled in (``max_new_tokens`` > 0).
             part: None where the clips are all of memory; else which part they are (any key), to be answered on a fork.
             arrived_at: ``time.monotonic()`` at which the question came; default now.
-            interrupts: asked between chunks and tokens.
+            interrupts: asked between two steps and after each token.
 
         Raises:
             InvalidRequestError: prompt and answer would not fit into the model's context.
-            ModelFailedError: the model's logits are not finite; the caches were dropped.
-            VStreamError: whatever ``interrupts`` says; its ``answer`` then holds the text so far.
-            Exception: whatever the model raises; the KV cache that it was working on is then emptied.
         """
-        started = time.monotonic()
-        arrived_at = started if arrived_at is None else arrived_at
-        interrupts = interrupts or Interrupts()
+        started_at = time.monotonic()
         prompt = self.prompt(clips, question.text)
         self._check_context(prompt, question.max_new_tokens)
-        timelines = self.timelines
-        timeline = timelines.for_memory(prompt) if part is None else timelines.for_part(part, prompt)
-
         seed = question.seed
         if question.temperature > 0.0 and seed == 0:
             seed = secrets.randbits(63) or 1
-        decoding = _Decoding(self.model, interrupts)
-        options = GenerationOptions(question.max_new_tokens, question.temperature, seed, decoding.on_token)
-        try:
-            report = timeline.answer(prompt, options, interrupts.raise_if_due)
-        except (CanceledError, QuestionTimeoutError):
-            raise  # between two calls of the model: what is held is whole
-        except ModelFailedError:
-            self.drop_caches()  # what is not finite may be in there
-            raise
-        except Exception:
-            timeline.reset()  # it holds what every layer holds, but what a failing model wrote there is not known
-            raise
-        finally:
-            timelines.shrink()
-        decoding.finish(report.token_ids)
-        text = self.model.decode_text(decoding.token_ids)
-        if decoding.stopped_by is not None:
-            decoding.stopped_by.answer = text
-            raise decoding.stopped_by
+        continuation = self._continuation(prompt, question, seed, interrupts or Interrupts())
+        batch = next((b for b in self._batches if b.serves(prompt)), None)
+        if batch is None:
+            busy = [b.timeline for b in self._batches]
+            known = self.timelines
+            timeline = known.for_memory(prompt, busy) if part is None else known.for_part(part, prompt, busy)
+            batch = ClipBatch(self.model, timeline, prompt)
+            self._batches.append(batch)
+            report = batch.report
+        else:
+            report = SyncReport(tokens_reused=prompt.prefix_length)
+        batch.add(continuation)
+        arrived_at = started_at if arrived_at is None else arrived_at
+        running = Running(question, prompt, continuation, report, seed, arrived_at, started_at)
+        self._running[continuation] = running
+        return running
 
-        finished = time.monotonic()
-        metrics = self._metrics(prompt, report)
-        metrics.queue_latency = started - arrived_at
-        metrics.encoding_latency = report.encoding_s
-        metrics.first_token_latency = decoding.first_token_at - arrived_at
-        metrics.generation_latency = finished - decoding.first_token_at
-        metrics.total_latency = finished - arrived_at
-        metrics.new_tokens = len(decoding.token_ids)
-        metrics.seed = seed
+    def has_room(self) -> bool:
+        """Whether another question may ``begin``."""
+        if not self.model.cache_rolls_back:
+            return not self._batches
+        return self.running < self.config.max_parallel_questions and len(self._batches) < MAX_BATCHES
+
+    def step(self) -> list[tuple[Running, Outcome]]:
+        """Go on with one batch of questions by a chunk or a pass, the next call with another one.
+
+        Never raises for what a question or the model does. Returns what has ended: each question with its answer or
+        with what it failed of.
+        """
+        batch = self._batches.pop(0)
+        self._batches.append(batch)
+        try:
+            ended = [(c, c.failure) for c in batch.step()]
+        except Exception as error:  # noqa: BLE001  (each question's caller gets it)
+            ended = [(c, c.failure or error) for c in batch.close()]
+            self._batches.remove(batch)
+            if isinstance(error, ModelFailedError):
+                self.drop_caches()  # what is not finite may be in there
+            else:
+                # It holds what every layer holds, but what a failing model wrote there is not known.
+                batch.timeline.reset()
+            self.timelines.shrink()
+        else:
+            if not len(batch):
+                batch.close()
+                self._batches.remove(batch)
+                self.timelines.shrink()
+        return [(running := self._running.pop(c), self._outcome(running, failure)) for c, failure in ended]
+
+    def _continuation(
+        self, prompt: Prompt, question: Question, seed: int, interrupts: Interrupts
+    ) -> FreeText | Choices:
+        model = self.model
+        options = GenerationOptions(question.max_new_tokens, question.temperature, seed)
+        chooser = model.token_chooser(prompt, options)
+        if question.choices:
+            choices = [model.tokenize(choice) for choice in question.choices]
+            return Choices(prompt, chooser, interrupts, choices, branching=model.takes_masks)
+        drafts = self.config.drafts == "on" and model.cache_rolls_back and not chooser.samples
+        suffix = prompt.input_ids[prompt.prefix_length :].tolist()
+        draft = self._book.draft(question.text, suffix) if drafts else Draft()
+        return FreeText(prompt, chooser, question.max_new_tokens, draft, interrupts, model.text_stream())
+
+    def _outcome(self, running: Running, failure: Exception | None) -> Outcome:
+        continuation = running.continuation
+        free = isinstance(continuation, FreeText)
+        tokens = tuple(continuation.token_ids) if free else ()
+        text = self.model.decode_text(tokens)
+        if isinstance(failure, VStreamError):
+            own = type(failure)(str(failure), answer=text)  # another question may have failed of the same
+            own.__cause__ = failure.__cause__
+            return own
+        if failure is not None:
+            return failure
+        if free and not continuation.samples:
+            self._book.remember(running.question.text, tokens)
+        probabilities = () if free else tuple(continuation.probabilities)
+        choice = -1 if free else int(np.argmax(probabilities))
+        tubelets = running.prompt.tubelets
         return Answer(
-            text=text,
-            metrics=metrics,
-            confidence=decoding.confidence,
-            frame_cameras=tuple(t.camera for t in prompt.tubelets for _ in t.stamps_ns),
-            frame_stamps_ns=tuple(stamp for t in prompt.tubelets for stamp in t.stamps_ns),
-            token_ids=decoding.token_ids,
+            text=text if free else running.question.choices[choice],
+            metrics=self._metrics(running),
+            confidence=continuation.confidence if free else probabilities[choice],
+            choice_index=choice,
+            probabilities=probabilities,
+            frame_cameras=tuple(t.camera for t in tubelets for _ in t.stamps_ns),
+            frame_stamps_ns=tuple(stamp for t in tubelets for stamp in t.stamps_ns),
+            token_ids=tokens,
         )
 
     def encode_ahead(self, clips: Sequence[Clip], archived: Set[int] = frozenset()) -> bool:
@@ -240,20 +270,30 @@ class ClipAnswerer:
         return bool(prefilled) and self.timelines.ahead is not None
 
     def keep_only(self, held: Set[int]) -> None:
-        """Forget what was computed from other tubelets than ``held``: those that memory and questions hold."""
+        """Forget what was computed from other tubelets than ``held`` and those of the running questions."""
+        held = held.union(*({t.id for t in b.prompt.tubelets} for b in self._batches))
         self.timelines.keep_only(held)
         self.vision.keep_only(held)
         self.importance.keep_only(held)
         self._encoded_ahead &= held
 
     def drop_caches(self) -> None:
-        """Forget all that was computed; the frames are elsewhere and stay."""
+        """Forget all that was computed; the frames are elsewhere and stay, and running questions begin again."""
         self.timelines.reset()
         self.vision.clear()
         self._encoded_ahead.clear()
+        for batch in self._batches:
+            batch.restart()
 
-    def _metrics(self, prompt: Prompt, report: SyncReport) -> AnswerMetrics:
-        return AnswerMetrics(
+    def _metrics(self, running: Running) -> AnswerMetrics:
+        finished_at = time.monotonic()
+        prompt, report, continuation = running.prompt, running.report, running.continuation
+        metrics = AnswerMetrics(
+            queue_latency=running.started_at - running.arrived_at,
+            encoding_latency=report.encoding_s,
+            first_token_latency=continuation.first_token_at - running.arrived_at,
+            generation_latency=finished_at - continuation.first_token_at,
+            total_latency=finished_at - running.arrived_at,
             cache_hit=report.tubelets_prefilled == 0,
             frames=sum(len(tubelet.stamps_ns) for tubelet in prompt.tubelets),
             tubelets=len(prompt.tubelets),
@@ -261,8 +301,15 @@ class ClipAnswerer:
             visual_tokens=sum(end - start for start, end in prompt.spans),
             prompt_tokens=len(prompt),
             prompt_tokens_reused=report.tokens_reused,
+            seed=running.seed,
             model=self.model.name,
         )
+        if isinstance(continuation, FreeText):
+            metrics.new_tokens = len(continuation.token_ids)
+            metrics.passes = continuation.passes
+            metrics.draft_tokens = continuation.draft.proposed
+            metrics.draft_tokens_right = continuation.draft.accepted
+        return metrics
 
     def _check_context(self, prompt: Prompt, max_new_tokens: int) -> None:
         needed, limit = len(prompt) + max_new_tokens, self.model.context_length

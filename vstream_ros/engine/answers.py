@@ -51,6 +51,9 @@ class AnswerMetrics:
     prompt_tokens: int = 0
     prompt_tokens_reused: int = 0
     new_tokens: int = 0
+    passes: int = 0
+    draft_tokens: int = 0
+    draft_tokens_right: int = 0
     seed: int = 0
     model: str = ""
 

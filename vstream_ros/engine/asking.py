@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from vstream_ros.engine.answerer import Interrupts, tubelet_ids
+from vstream_ros.engine.answerer import Running, tubelet_ids
 from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.engine.camera_memories import CameraMemories, TakenClips
+from vstream_ros.engine.continuation import Interrupts
 from vstream_ros.engine.device_memory import is_out_of_memory
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.model_host import ModelHost
@@ -32,20 +33,22 @@ class QuestionDesk:
         cameras: CameraMemories,
         host: ModelHost,
         board: StatusBoard,
-        end_due_questions: Callable[[], None],
         others_wait: Callable[[], bool],
+        on_answer: Callable[[], None],
     ) -> None:
         """
         Args:
-            end_due_questions: ends the waiting questions whose time is over; called between steps of an answer.
-            others_wait: whether any question waits beside the one that is being answered.
+            others_wait: whether any question waits beside those that are being answered.
+            on_answer: called when a question was answered.
         """
         self._config = config
         self._cameras = cameras
         self._host = host
         self._board = board
-        self._end_due_questions = end_due_questions
         self._others_wait = others_wait
+        self._on_answer = on_answer
+        self._running: dict[Running, PendingAnswer] = {}
+        """The model's thread only."""
         self._shared = NOTHING_TAKEN
         """All of memory, as the last question about it took it, while others wait. The model's thread only."""
         self._shared_at = 0.0
@@ -55,19 +58,45 @@ class QuestionDesk:
         """The question with the defaults filled in; see ``checked_question``, which raises ``InvalidRequestError``."""
         return checked_question(question, self._config, self._cameras)
 
-    def answer(self, pending: PendingAnswer) -> Answer:
-        """In the model's thread: take clips and epochs, answer, publish what the timeline now holds."""
+    @property
+    def running(self) -> int:
+        """Questions that are being answered."""
+        return len(self._running)
+
+    def has_room(self) -> bool:
+        """Whether another question may ``begin``."""
+        answerer = self._host.answerer
+        return answerer is None or answerer.has_room()
+
+    def begin(self, pending: PendingAnswer) -> None:
+        """In the model's thread: take clips and epochs, and let the question join those that are being answered.
+
+        Raises ``VStreamError`` where there is nothing to answer from.
+        """
         try:
-            answer = self._answer_or_recover(pending)
+            self._begin(pending)
         except Exception as error:
             self._board.count_failure(error)
             raise
         finally:
             if not self._others_wait():
                 self._shared = NOTHING_TAKEN  # it would keep frames alive that memory has let go
-            self._board.publish()
-        self._board.count_answer(answer)
-        return answer
+
+    def step(self) -> list[tuple[PendingAnswer, Answer | Exception]]:
+        """In the model's thread: go on by one step; the questions that have ended. Only while some are ``running``."""
+        answerer = self._host.answerer
+        assert answerer is not None  # it is freed only when no question is running
+        ended: list[tuple[PendingAnswer, Answer | Exception]] = []
+        out_of_memory = False
+        for running, outcome in answerer.step():
+            if isinstance(outcome, Exception) and not isinstance(outcome, VStreamError) and is_out_of_memory(outcome):
+                outcome, out_of_memory = _out_of_memory(outcome), True
+            ended.append((self._running.pop(running), outcome))
+        if out_of_memory:  # nobody holds any more what the failed step had computed
+            recover_from_out_of_memory(answerer, keep_intact=False)
+        if ended:
+            self._after(ended)
+        return ended
 
     def forget_cleared(self) -> None:
         """In the model's thread, after a clearing: free what was computed from frames that are gone."""
@@ -76,23 +105,7 @@ class QuestionDesk:
         self._keep_only_what_is_held(NOTHING_TAKEN)
         self._board.publish()
 
-    def _answer_or_recover(self, pending: PendingAnswer) -> Answer:
-        """``_compute``; after an out of memory the caches are dropped."""
-        try:
-            return self._compute(pending)
-        except Exception as error:
-            if isinstance(error, VStreamError) or not is_out_of_memory(error):
-                raise  # the answerer has dropped what the failure may have damaged
-            reason = first_line(error)
-            logger.warning("a question ran out of memory:\n%s", forget_frames(error))
-        # Not in the except: until its end the error holds what the failed step had computed.
-        recover_from_out_of_memory(self._host.answerer, keep_intact=False)
-        raise OutOfMemoryError(
-            "the device ran out of memory; lower max_pixels, star_memory_size or stream_window_size "
-            f"(the frames are kept, the caches were dropped): {reason}"
-        )
-
-    def _compute(self, pending: PendingAnswer) -> Answer:
+    def _begin(self, pending: PendingAnswer) -> None:
         answerer = self._host.require()  # it may have been unloaded while the question waited
         question = pending.question
         taken = self._take_clips(pending)
@@ -101,20 +114,31 @@ class QuestionDesk:
             raise NoFramesError(self._why_no_frames(question))
 
         def ending_reason() -> VStreamError | None:
-            self._end_due_questions()
             if cleared := self._cameras.cleared_since(taken.epochs):
                 return CanceledError(
                     f"the memory was cleared while the question was being answered ({', '.join(cleared)}); ask again"
                 )
             return pending.ending_reason()
 
-        return answerer.answer(
+        running = answerer.begin(
             taken.clips,
             question,
             part=None if taken.whole else (question.cameras, question.start_ns, question.end_ns),
             arrived_at=pending.arrived_at,
             interrupts=Interrupts(ending_reason, pending.on_text),
         )
+        self._running[running] = pending
+
+    def _after(self, ended: Sequence[tuple[PendingAnswer, Answer | Exception]]) -> None:
+        """Count and publish."""
+        self._keep_only_what_is_held(NOTHING_TAKEN)
+        self._board.publish()
+        for _, outcome in ended:
+            if isinstance(outcome, Exception):
+                self._board.count_failure(outcome)
+            else:
+                self._board.count_answer(outcome)
+                self._on_answer()
 
     def _take_clips(self, pending: PendingAnswer) -> TakenClips:
         """The clips of a question. Questions that waited together about all of memory share one set of clips, and so
@@ -139,3 +163,13 @@ class QuestionDesk:
         if question.start_ns or question.end_ns:
             return "the memory holds no frame of that time range; ask about another one or without start_time, end_time"
         return self._cameras.why_empty(question.cameras or self._cameras.names)
+
+
+def _out_of_memory(error: Exception) -> OutOfMemoryError:
+    """What the caller of a question is told of it; ``error`` then holds nothing that the failed step had computed."""
+    reason = first_line(error)
+    logger.warning("a question ran out of memory:\n%s", forget_frames(error))
+    return OutOfMemoryError(
+        "the device ran out of memory; lower max_pixels, star_memory_size or stream_window_size "
+        f"(the frames are kept, the caches were dropped): {reason}"
+    )

@@ -87,8 +87,8 @@ class DelayedBatchInferenceEngine:
         self._board = StatusBoard(self.config, self._cameras, self._host)
         self._desk = QuestionDesk(
             self.config, self._cameras, self._host, self._board,
-            end_due_questions=lambda: self._thread.end_due_questions(),
             others_wait=lambda: self._thread.count_questions()[0] > 0,
+            on_answer=lambda: self._work_ahead.resume(),
         )  # fmt: skip
         self._work_ahead = WorkAhead(self.config, self._cameras, self._host, self._board)
         self._loads = ModelLoads(self.config, self._cameras, self._host, self._board, self._work_ahead)
@@ -96,7 +96,7 @@ class DelayedBatchInferenceEngine:
             self._loads.expect(name)
         elif model is not None and not isinstance(model, str):
             self._loads.adopt(model, processor)
-        self._thread = ModelThread(self._answer, self._work_ahead.step, after=after)
+        self._thread = ModelThread(self._desk, self._work_ahead.step, after=after)
 
     def __enter__(self) -> DelayedBatchInferenceEngine:
         return self
@@ -315,11 +315,6 @@ class DelayedBatchInferenceEngine:
     def cancel_all(self, reason: str) -> None:
         """End every waiting and running question with ``CanceledError``."""
         self._thread.cancel_all(reason)
-
-    def _answer(self, pending: PendingAnswer) -> Answer:
-        answer = self._desk.answer(pending)
-        self._work_ahead.resume()
-        return answer
 
     def _forget_cleared(self) -> None:
         self._desk.forget_cleared()

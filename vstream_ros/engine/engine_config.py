@@ -20,6 +20,7 @@ ATTN_IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 FEATURES_DEVICES = ("device", "cpu")
 QUANTIZATIONS = ("none", "bitsandbytes-8bit", "bitsandbytes-4bit")
+DRAFTS = ("on", "off")
 KV_CACHES = ("full", "fp8", "quanto", "hqq")
 
 
@@ -70,6 +71,10 @@ class EngineConfig:
     timeout_s: float = 60.0
     """A question's wall time, queue included, when it does not bring its own."""
     max_queued_questions: int = 64
+    max_parallel_questions: int = 8
+    """Questions answered at the same time at most: those about the same clip share each pass of the model."""
+    drafts: str = "on"
+    """"on": what the last answer to a question said is tried first and counts where the model says it again; "off"."""
     max_question_bytes: int = 16384
     """UTF-8 bytes of a question's text, cameras and choices together at most; a longer one is refused unread."""
     max_forks: int = 8
@@ -92,6 +97,7 @@ class EngineConfig:
             ("features_device", FEATURES_DEVICES),
             ("quantization", QUANTIZATIONS),
             ("kv_cache", KV_CACHES),
+            ("drafts", DRAFTS),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -112,6 +118,7 @@ class EngineConfig:
             "prefill_chunk_tubelets",
             "max_new_tokens",
             "max_queued_questions",
+            "max_parallel_questions",
             "max_question_bytes",
         ):
             if getattr(self, name) < 1:

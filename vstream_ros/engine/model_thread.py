@@ -1,4 +1,4 @@
-"""The thread that owns the model: it loads it, answers questions one after another, and frees it."""
+"""The thread that owns the model: it loads it, answers questions, and frees it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.engine.recovery import forget_frames
@@ -72,29 +73,47 @@ class _Job(Generic[T]):
             self.future.set_result(result)
 
 
-class ModelThread:
-    """Runs jobs and questions in the order in which they came.
+class Desk(Protocol):
+    """What answers questions, several at a time, step by step. Called in the model's thread only."""
 
-    Jobs (load, unload) are plain callables. Questions wait in a list, so that those that were cancelled or whose time
-    ran out end at once, also while another one is being answered.
+    @property
+    def running(self) -> int:
+        """Questions that have begun and not ended."""
+
+    def has_room(self) -> bool:
+        """Whether another question may begin. There is room where none is running."""
+
+    def begin(self, pending: PendingAnswer) -> None:
+        """Let a question begin; raises where it can't be answered."""
+
+    def step(self) -> list[tuple[PendingAnswer, Answer | Exception]]:
+        """Go on by one short step; the questions that have ended, each with what it ended in."""
+
+
+class ModelThread:
+    """Begins jobs and questions in the order in which they came.
+
+    Jobs (load, unload) are plain callables; one runs when all questions that came before it have ended. Questions wait
+    in a list, so that those that were cancelled or whose time ran out end at once, also while others are being
+    answered. Those are answered together as far as the desk has room.
     """
 
     def __init__(
         self,
-        answer: Callable[[PendingAnswer], Answer],
+        desk: Desk,
         background: Callable[[], float | None] = lambda: None,
         name: str = "vstream-model",
         after: Future[Any] | None = None,
     ) -> None:
         """
         Args:
-            answer: computes one answer.
+            desk: answers the questions.
             background: called while there is nothing else to do: takes one short step and returns the seconds to wait
                 before the next one, or None when there is nothing left (then ``poke`` says that there is).
             after: nothing is done before this has ended: another thread's ``ended``. So ``ended`` of a chain's last
                 thread means that all of them have ended.
         """
-        self._answer = answer
+        self._desk = desk
         self._background = background
         self._after = after
         self._inbox: queue.SimpleQueue[Callable[[], None] | PendingAnswer | None] = queue.SimpleQueue()
@@ -104,8 +123,10 @@ class ModelThread:
         """Waiting or running. Guarded by ``_lock``."""
         self._waiting_jobs: set[Callable[[], None]] = set()
         """Those of ``run_once``. Guarded by ``_lock``."""
-        self._running: PendingAnswer | None = None
-        """Guarded by ``_lock``; set by the model's thread."""
+        self._running: set[PendingAnswer] = set()
+        """At the desk. Guarded by ``_lock``; changed by the model's thread."""
+        self._arrived: deque[PendingAnswer] = deque()
+        """Taken out of the inbox, not at the desk yet. The model's thread only."""
         self._closed = False
         """Guarded by ``_lock``."""
         self.ended: Future[None] = Future()
@@ -114,10 +135,9 @@ class ModelThread:
         self._thread.start()
 
     def count_questions(self) -> tuple[int, bool]:
-        """Questions that wait, and whether another one is being answered."""
+        """Questions that wait, and whether others are being answered."""
         with self._lock:
-            running = self._running is not None
-            return len(self._questions) - running, running
+            return len(self._questions) - len(self._running), bool(self._running)
 
     def submit(self, pending: PendingAnswer, limit: int) -> bool:
         """Enqueue a question unless ``limit`` of them are there already. Raises ``NotReadyError`` after ``close``."""
@@ -169,9 +189,9 @@ class ModelThread:
         self._put(self.end_due_questions)
 
     def end_due_questions(self) -> None:
-        """End the waiting questions that were cancelled or whose time ran out. Called between tokens and chunks."""
+        """End the waiting questions that were cancelled or whose time ran out. Called between steps."""
         with self._lock:
-            waiting = [pending for pending in self._questions if pending is not self._running]
+            waiting = [pending for pending in self._questions if pending not in self._running]
         for pending in waiting:
             if (error := pending.ending_reason()) is not None:
                 self._finish(pending, error)
@@ -221,19 +241,35 @@ class ModelThread:
     def _work_through(self) -> None:
         pause_s: float | None = None
         while True:
+            busy = bool(self._arrived or self._desk.running)
             try:
-                item = self._inbox.get(timeout=pause_s)
+                item = self._inbox.get(block=not busy, timeout=pause_s)
             except queue.Empty:
-                pause_s = self._run_background()
+                if busy:
+                    self._step()
+                    pause_s = 0.0
+                else:
+                    pause_s = self._run_background()
                 continue
             if item is None:
                 return
             if isinstance(item, PendingAnswer):
-                self._run_question(item)
+                self._arrived.append(item)
             else:
+                while isinstance(item, _Job) and (self._arrived or self._desk.running):
+                    self._step()
                 item()
             del item  # else the thread would keep the last question and all that its error holds until the next one
             pause_s = 0.0
+
+    def _step(self) -> None:
+        """Begin the questions that there is room for, and go on with those that have begun."""
+        self.end_due_questions()
+        while self._arrived and self._desk.has_room():
+            self._begin(self._arrived.popleft())
+        if self._desk.running:
+            for pending, outcome in self._desk.step():
+                self._finish(pending, _told(outcome) if isinstance(outcome, Exception) else outcome)
 
     def _run_background(self) -> float | None:
         try:
@@ -242,28 +278,24 @@ class ModelThread:
             logger.exception("background work failed; it goes on with the next frame")
             return None
 
-    def _run_question(self, pending: PendingAnswer) -> None:
+    def _begin(self, pending: PendingAnswer) -> None:
         with self._lock:
             if pending not in self._questions:  # ended while it waited
                 return
-            self._running = pending
-        outcome: Answer | VStreamError
-        try:
-            outcome = pending.ending_reason() or self._answer(pending)
-        except VStreamError as error:
-            forget_frames(error)  # the caller may keep it for ever
-            outcome = error
-        except Exception as error:  # noqa: BLE001  (the thread must outlive what one question does)
-            logger.error("a question failed unexpectedly:\n%s", forget_frames(error))
-            outcome = VStreamError(f"{type(error).__name__}: {error}; this is a defect, the log has the traceback")
-            outcome.__cause__ = error
-        self._finish(pending, outcome)
+            self._running.add(pending)
+        outcome: VStreamError | None = pending.ending_reason()
+        if outcome is None:
+            try:
+                self._desk.begin(pending)
+            except Exception as error:  # noqa: BLE001  (the thread must outlive what one question does)
+                outcome = _told(error)
+        if outcome is not None:
+            self._finish(pending, outcome)
 
     def _finish(self, pending: PendingAnswer, outcome: Answer | VStreamError) -> None:
         """End a question, unless another thread has ended it."""
         with self._lock:
-            if self._running is pending:
-                self._running = None
+            self._running.discard(pending)
             if pending not in self._questions:
                 return
             self._questions.remove(pending)
@@ -271,6 +303,17 @@ class ModelThread:
             pending.future.set_exception(outcome)
         else:
             pending.future.set_result(outcome)
+
+
+def _told(error: Exception) -> VStreamError:
+    """What the caller gets, parted from the frames that it came through: callers may keep it for ever."""
+    text = forget_frames(error)
+    if isinstance(error, VStreamError):
+        return error
+    logger.error("a question failed unexpectedly:\n%s", text)
+    told = VStreamError(f"{type(error).__name__}: {error}; this is a defect, the log has the traceback")
+    told.__cause__ = error
+    return told
 
 
 def _nothing() -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from vstream_ros.engine.decoder import ClipRows
 from vstream_ros.engine.vision_cache import VisionCache
-from vstream_ros.models.base import GenerationOptions, Prompt, TubeletFeatures, VideoModel
+from vstream_ros.models.base import Prompt, TubeletFeatures, VideoModel
 
 
 @dataclass
 class SyncReport:
-    """What one ``Timeline.sync`` or ``Timeline.answer`` found and did."""
+    """What a timeline found and did to hold a prompt."""
 
     tokens_reused: int
     tokens_computed: int = 0
@@ -23,8 +25,17 @@ class SyncReport:
     tubelets_prefilled: int = 0
     encoding_s: float = 0.0
     """Seconds in the vision encoder."""
-    token_ids: tuple[int, ...] = ()
-    """The answer, end token included; of ``Timeline.answer`` only."""
+
+
+@dataclass
+class Plan:
+    """How a timeline comes to hold a prompt up to its last video token."""
+
+    prompt: Prompt
+    report: SyncReport
+    """Of what is done already."""
+    chunks: list[list[int]]
+    """Indices of the tubelets that are missing yet, by chunk."""
 
 
 class Timeline:
@@ -96,45 +107,47 @@ class Timeline:
                 return start
         return length
 
-    def sync(
-        self, prompt: Prompt, checkpoint: Callable[[], None] = lambda: None, *, max_tubelets: int | None = None
-    ) -> SyncReport:
+    def sync(self, prompt: Prompt, *, max_tubelets: int | None = None) -> SyncReport:
         """Make the cache hold ``prompt`` up to its last video token: keep the common prefix, prefill the rest.
 
-        ``checkpoint`` is called between chunks and may raise to stop there; what was prefilled stays. With
-        ``max_tubelets`` it goes no further than that in this call.
+        With ``max_tubelets`` it goes no further than that in this call.
         """
-        report, groups = self._keep_prefix(prompt, max_tubelets)
-        for group in groups:
-            checkpoint()
-            self._prefill(prompt, group, report)
-        return report
+        plan = self.begin(prompt, max_tubelets)
+        while plan.chunks:
+            self.prefill_next(plan)
+        return plan.report
 
-    def answer(
-        self, prompt: Prompt, options: GenerationOptions, checkpoint: Callable[[], None] = lambda: None
-    ) -> SyncReport:
-        """Make the cache hold ``prompt`` as ``sync`` does, decode the answer, and forget question and answer again.
+    def begin(self, prompt: Prompt, max_tubelets: int | None = None) -> Plan:
+        """Crop the cache to what it shares with ``prompt``; the plan is what it lacks, its first ``max_tubelets``."""
+        self._storages = None
+        self.rollback(self.common_prefix(prompt))
+        todo = [index for index, span in enumerate(prompt.spans) if span[0] >= len(self)][:max_tubelets]
+        self._model.reserve(self.cache, len(prompt))
+        return Plan(prompt, SyncReport(tokens_reused=len(self)), self._chunks(prompt, todo))
 
-        The last chunk goes through the model together with the question: one pass over its weights less. Whatever is
-        raised on the way, the cache keeps what all of its layers hold.
+    def prefill_next(self, plan: Plan) -> None:
+        """Prefill the plan's next chunk."""
+        self._prefill(plan.prompt, plan.chunks[0], plan.report)
+        del plan.chunks[0]
+
+    @contextmanager
+    def last_chunk(self, plan: Plan) -> Iterator[ClipRows]:
+        """The rows of the plan's last chunk, to be computed within the context, and what was asked behind them with
+        them: one pass over the model's weights less.
+
+        Whatever is raised there, the cache keeps what all of its layers hold.
         """
-        report, groups = self._keep_prefix(prompt)
-        for group in groups[:-1]:
-            checkpoint()
-            self._prefill(prompt, group, report)
-        checkpoint()
-        features = self._encode(prompt, groups[-1], report) if groups else []
-        end = prompt.prefix_length
-        held = len(self)
+        prompt, chunk = plan.prompt, plan.chunks[0]
+        features = self._encode(prompt, chunk, plan.report)
+        held, end = len(self), prompt.prefix_length
         try:
-            report.token_ids = tuple(self._model.generate(prompt, self.cache, options, features))
+            yield ClipRows(prompt.input_ids[held:end], prompt.position_ids[:, held:end], features)
         finally:
-            if features and all(layer.is_initialized and layer.get_seq_length() >= end for layer in self.cache.layers):
+            if all(layer.is_initialized and layer.get_seq_length() >= end for layer in self.cache.layers):
                 self._record(prompt, end)
-                report.tubelets_prefilled += len(groups[-1])
-                report.tokens_computed += end - held
-            self.rollback(min(len(self), end))  # the next question costs its own tokens only
-        return report
+                plan.report.tubelets_prefilled += len(chunk)
+                plan.report.tokens_computed += end - held
+                plan.chunks.clear()
 
     def rollback(self, length: int) -> None:
         """Crop the cache to its first ``length`` tokens, layer by layer, whatever state a failed step left it in.
@@ -164,6 +177,7 @@ class Timeline:
         if not self.tubelet_ids and self.nbytes:
             self.reset()
         return bool(self.tubelet_ids)
+
     @property
     def is_intact(self) -> bool:
         """Whether every layer holds as many tokens as the bookkeeping says."""
@@ -180,14 +194,6 @@ class Timeline:
         assert len(set(tubelets)) == len(tubelets), "a tubelet's tokens are not contiguous"
         assert tuple(tubelets) == self.tubelet_ids
         assert self.storages() == dict(self._walk_storages()), "the cache moved unnoticed"
-
-    def _keep_prefix(self, prompt: Prompt, max_tubelets: int | None = None) -> tuple[SyncReport, list[list[int]]]:
-        """Crop the cache to what it shares with ``prompt``; the tubelets that it lacks, by chunk."""
-        self._storages = None
-        self.rollback(self.common_prefix(prompt))
-        todo = [index for index, span in enumerate(prompt.spans) if span[0] >= len(self)][:max_tubelets]
-        self._model.reserve(self.cache, len(prompt))
-        return SyncReport(tokens_reused=len(self)), self._chunks(prompt, todo)
 
     def _encode(self, prompt: Prompt, group: Sequence[int], report: SyncReport) -> list[TubeletFeatures]:
         started = time.monotonic()

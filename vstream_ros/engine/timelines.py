@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from operator import itemgetter
 
 from vstream_ros.engine.timeline import Timeline
@@ -42,15 +42,24 @@ class Timelines:
         """Bytes that are not ``current``'s: what ``max_bytes`` bounds."""
         return self.nbytes - self.current.nbytes
 
-    def for_memory(self, prompt: Prompt) -> Timeline:
-        """The timeline for a prompt over all of memory; the one built ahead takes over where it shares more."""
+    def for_memory(self, prompt: Prompt, busy: Sequence[Timeline] = ()) -> Timeline:
+        """The timeline for a prompt over all of memory; the one built ahead takes over where it shares more.
+
+        ``busy``: timelines on which questions about other prompts are being answered. They are left to those, and what
+        they share with this one is forked.
+        """
         if self.ahead is not None and self.ahead.common_prefix(prompt) > self.current.common_prefix(prompt):
             self.current, self.ahead = self.ahead, None
+        if self.current in busy:
+            self.current = self.current.fork(self.current.common_prefix(prompt))
         return self.current
 
-    def for_part(self, key: Hashable, prompt: Prompt) -> Timeline:
-        """A fork for a prompt over a part of memory; ``key``: which part, so that the next question finds it."""
+    def for_part(self, key: Hashable, prompt: Prompt, busy: Sequence[Timeline] = ()) -> Timeline:
+        """A fork for a prompt over a part of memory; ``key``: which part, so that the next question finds it; ``busy``
+        as in ``for_memory``."""
         fork = self._forks.pop(key, None)
+        if fork is not None and fork in busy:
+            fork = None
         shared = [(timeline.common_prefix(prompt), timeline) for timeline in self]
         length, best = max(shared, key=itemgetter(0))
         if fork is None or length > fork.common_prefix(prompt):

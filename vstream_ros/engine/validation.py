@@ -11,6 +11,7 @@ from vstream_ros.engine.camera_memories import CameraMemories
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.errors import InvalidRequestError
 
+MAX_CHOICES = 100
 MIN_TEMPERATURE = 1e-3
 """Logits are divided by it in float32, which overflows below 1e-34 for logits of 1e4; at this one already the likeliest
 token takes nearly all of the probability."""
@@ -30,8 +31,7 @@ def checked_question(question: object, config: EngineConfig, cameras: CameraMemo
     _check_texts({"question": (question.text,), "cameras": names, "choices": choices}, config.max_question_bytes)
     if not question.text.strip():
         raise InvalidRequestError("the question is empty; put a sentence into question")
-    if choices:
-        raise InvalidRequestError("choices are not supported yet; leave them empty and put them into the question")
+    _check_choices(choices)
     start_ns = _whole("start_time", question.start_ns, 2**63, "ns (0: unbounded)")
     end_ns = _whole("end_time", question.end_ns, 2**63, "ns (0: unbounded)")
     if end_ns and end_ns < start_ns:
@@ -48,6 +48,16 @@ def checked_question(question: object, config: EngineConfig, cameras: CameraMemo
         seed=_whole("seed", question.seed, 2**64, "(0: drawn)"),
         timeout_s=_timeout(question.timeout_s) or config.timeout_s,
     )
+
+
+def _check_choices(choices: tuple[str, ...]) -> None:
+    if len(choices) > MAX_CHOICES:
+        raise InvalidRequestError(f"choices holds {len(choices)} texts; give {MAX_CHOICES} at most")
+    if any(not choice.strip() for choice in choices):
+        raise InvalidRequestError("one of choices is empty; write out each answer, or leave choices empty")
+    if len(set(choices)) != len(choices):
+        twice = next(choice for k, choice in enumerate(choices) if choice in choices[:k])
+        raise InvalidRequestError(f"choices holds {reprlib.repr(twice)} twice; give each answer once")
 
 
 def _texts(name: str, values: object, max_bytes: int) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.frame_spec import FrameSpec
+from vstream_ros.models.token_chooser import TokenChooser
 
 TEXT_POSITIONS = ("checkpoint", "transformers")
 """Where the text behind a video may go on; see ``VideoModel.build_prompt``."""
@@ -81,6 +82,22 @@ class Prompt:
         return self.spans[-1][1] if self.spans else 0
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Tokens for one pass of the model behind what a KV cache holds."""
+
+    input_ids: np.ndarray
+    """(rows,) int64"""
+    position_ids: np.ndarray
+    """(4, rows) int64, as in ``Prompt``"""
+    visible: np.ndarray | None = None
+    """(rows, tail + rows) bool: which of the cache's last ``tail`` tokens, and of the rows, each row sees; all of what
+    stands before that is seen by every row. None: each row sees everything up to itself."""
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """How to decode one answer."""
@@ -90,8 +107,8 @@ class GenerationOptions:
     """0: greedy."""
     seed: int = 0
     on_token: Callable[[int, float], bool] | None = field(default=None, compare=False)
-    """Called after each token with its id and log-probability; a true value ends the answer. What ``generate`` returns
-    is the answer: this may have been called for one token behind it."""
+    """Of native inference: called after each token with its id and log-probability; a true value ends the answer. What
+    ``generate`` returns is the answer: this may have been called for one token behind it."""
 
 
 class VideoModel(abc.ABC):
@@ -109,6 +126,8 @@ class VideoModel(abc.ABC):
     weight_bytes_by_device: Mapping[torch.device, int]
     cache_rolls_back: bool
     """Whether a KV cache can be cropped and forked; one that can't serves a single question."""
+    takes_masks: bool
+    """Whether rows of one pass can be hidden from each other: several answers, or a tree of them, at once."""
 
     @abc.abstractmethod
     def build_prompt(
@@ -143,22 +162,42 @@ class VideoModel(abc.ABC):
         newly covered, wherever they are."""
 
     @abc.abstractmethod
-    def generate(
-        self, prompt: Prompt, cache: Any, options: GenerationOptions, features: Sequence[TubeletFeatures] = ()
-    ) -> list[int]:
-        """Decode the answer. ``cache`` must hold the prompt up to the tubelets that ``features`` are of (its last
-        ones; without any, up to the last video token); it grows by the rest and the answer.
+    def forward(
+        self, rows: Rows, cache: Any, wanted: np.ndarray, features: Sequence[TubeletFeatures] = ()
+    ) -> torch.Tensor:
+        """One pass over ``rows``, by which ``cache`` grows.
+
+        Args:
+            rows: ``visible`` only where the model ``takes_masks``.
+            cache: of this model; where this raises, its layers may have grown unevenly.
+            wanted: (count,) indices of rows.
+            features: of the tubelets whose video tokens are among the rows, in order.
 
         Returns:
-            the new token ids, end token included.
-
-        Raises:
-            ModelFailedError: the logits are not finite.
+            (count, vocabulary) float32 logits on ``device``, of what follows the wanted rows.
         """
+
+    @abc.abstractmethod
+    def keep_rows(self, cache: Any, start: int, kept: np.ndarray) -> None:
+        """Of the tokens that ``cache`` holds from ``start`` on, keep those at ``start + kept`` (rising) and no others.
+        Only where ``cache_rolls_back``."""
+
+    @abc.abstractmethod
+    def token_chooser(self, prompt: Prompt, options: GenerationOptions) -> TokenChooser:
+        """What chooses the tokens of one answer, as native ``generate`` does."""
+
+    @abc.abstractmethod
+    def text_stream(self) -> Callable[[int], str]:
+        """What turns the tokens of one answer, one by one, into pieces of its text. A piece may be empty: a character
+        of several tokens comes with its last one. Without special tokens."""
 
     @abc.abstractmethod
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, without special tokens."""
+
+    @abc.abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text as the model would write it at the beginning of an answer."""
 
     @abc.abstractmethod
     def count_text_tokens(self, text: str) -> int:

@@ -1,6 +1,6 @@
-"""One call of ``generate`` with a watch on every token. Native and cached answers both go through here.
+"""``generate`` of the installed transformers: native inference, and what the engine's own decoder learns from it.
 
-What ``generate`` returns is the answer. The watch is a stopping criterion, and where transformers reads the decision to
+Native inference is one call with a watch on every token. What ``generate`` returns is the answer. The watch is a stopping criterion, and where transformers reads the decision to
 stop one step late, to spare a device the wait, it is shown one token more than is returned.
 """
 
@@ -12,43 +12,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 
 from vstream_ros.errors import ModelFailedError
 from vstream_ros.models.base import GenerationOptions
+from vstream_ros.models.token_chooser import LastScores, TokenChooser
 
 
-class _LastScores(LogitsProcessor):
-    """Keeps the distribution that the next token is drawn from: after penalties and bans, before temperature."""
-
-    def __init__(self, sampling: bool) -> None:
-        self._sampling = sampling
-        self._row = torch.empty(0)
-        """(vocabulary,) logits"""
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        self._row = scores[0]
-        if self._sampling:
-            # Drawing from what is not finite would end CUDA for the whole process; ``log_probability`` refuses it then.
-            return torch.where(scores.logsumexp(-1, keepdim=True).isfinite(), scores, torch.zeros_like(scores))
-        return scores
-
-    def log_probability(self, token: int) -> float:
-        """Of a token that was chosen from the distribution; ``ModelFailedError`` where that is none."""
-        row = self._row.float()
-        value = float(row[token] - torch.logsumexp(row, dim=-1))
-        if not math.isfinite(value):
-            raise ModelFailedError(
-                "the model computed numbers that are not finite, so it has no answer; use another torch_dtype "
-                "(bfloat16 or float32 instead of float16) or fetch the checkpoint again, then reload the model"
-            )
-        return value
+def checked_log_probability(value: float) -> float:
+    """``value``; ``ModelFailedError`` where it is not finite, so that the logits were not either."""
+    if not math.isfinite(value):
+        raise ModelFailedError(
+            "the model computed numbers that are not finite, so it has no answer; use another torch_dtype "
+            "(bfloat16 or float32 instead of float16) or fetch the checkpoint again, then reload the model"
+        )
+    return value
 
 
 class _TokenWatch(StoppingCriteria):
     """Reports each token with its log-probability, and stops when told to."""
 
-    def __init__(self, on_token: Callable[[int, float], bool], last: _LastScores) -> None:
+    def __init__(self, on_token: Callable[[int, float], bool], last: LastScores) -> None:
         self._on_token = on_token
         self._last = last
         self._reported = 0
@@ -64,7 +49,8 @@ class _TokenWatch(StoppingCriteria):
 
     def _report(self, token: int) -> bool:
         self._reported += 1
-        return self._on_token(token, self._last.log_probability(token))
+        row = self._last.row.float()
+        return self._on_token(token, checked_log_probability(float(row[token] - row.logsumexp(-1))))
 
 
 def generation_config(model: Any, options: GenerationOptions) -> GenerationConfig:
@@ -89,7 +75,7 @@ def run_generate(model: Any, inputs: dict[str, Any], options: GenerationOptions)
     The process's random state is left as it was; ``options.seed`` decides what sampling draws. Raises
     ``ModelFailedError`` where ``options.on_token`` would be called with a log-probability that is not finite.
     """
-    last = _LastScores(sampling=options.temperature > 0.0)
+    last = LastScores(sampling=options.temperature > 0.0)
     watch = None if options.on_token is None else _TokenWatch(options.on_token, last)
     device = inputs["input_ids"].device  # not model.device: the first parameter's, which may be the vision encoder's
     devices = [device] if device.type == "cuda" else []
@@ -106,3 +92,42 @@ def run_generate(model: Any, inputs: dict[str, Any], options: GenerationOptions)
     if watch is not None:
         watch.finish(new_tokens)
     return new_tokens
+
+
+@torch.inference_mode()
+def token_chooser(model: Any, input_ids: torch.Tensor, options: GenerationOptions) -> TokenChooser:
+    """What would choose the tokens in ``generate``: it prepares everything and then decodes by a function of ours.
+
+    ``input_ids``: (1, length) of the whole prompt on the language model's device.
+    """
+    last = LastScores(sampling=options.temperature > 0.0)
+    prepared: dict[str, Any] = {}
+
+    def keep(model: Any, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        prepared.update(kwargs)
+        return input_ids
+
+    config = generation_config(model, options)
+    config.use_cache = False
+    model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([last]),
+        custom_generate=keep,
+    )
+    end_ids = prepared["generation_config"]._eos_token_tensor
+    generator = None
+    if options.temperature > 0.0:
+        generator = torch.Generator(input_ids.device).manual_seed(options.seed)
+    return TokenChooser(
+        input_ids,
+        prepared["logits_processor"],
+        last,
+        # Length and end tokens are told without waiting for the device.
+        StoppingCriteriaList(
+            c for c in prepared["stopping_criteria"] if not isinstance(c, MaxLengthCriteria | EosTokenCriteria)
+        ),
+        [] if end_ids is None else end_ids.tolist(),
+        generator,
+    )

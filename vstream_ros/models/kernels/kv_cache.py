@@ -58,6 +58,13 @@ class GrowingLayer(DynamicLayer):
         self.keys, self.values = self._key_storage[..., :end, :], self._value_storage[..., :end, :]
         return self.keys, self.values
 
+    def keep(self, start: int, kept: torch.Tensor) -> None:
+        """Of the tokens from ``start`` on keep those at ``start + kept``, (count,) int64 and rising, and no others."""
+        keys, values = (held[..., start + kept, :] for held in (self.keys, self.values))
+        self.crop(start - self.keys.shape[-2])
+        if len(kept):
+            self.update(keys, values)
+
     def reset(self) -> None:
         super().reset()
         self._key_storage = self._value_storage = torch.empty(0)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from tokenizers.decoders import DecodeStream
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, QuantizedCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vstream_ros.errors import ModelFailedError
 from vstream_ros.memory.clip import Tubelet
-from vstream_ros.models.base import GenerationOptions, Prompt, Segment, TubeletFeatures, VideoModel
+from vstream_ros.models.base import GenerationOptions, Prompt, Rows, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.frame_spec import FrameSpec
-from vstream_ros.models.generation import run_generate
+from vstream_ros.models.generation import token_chooser
 from vstream_ros.models.kernels.attention import grouped_attention
 from vstream_ros.models.kernels.kv_cache import SPARE_TOKENS, GrowingLayer
 from vstream_ros.models.kernels.padded_linear import paddable, padded_linears
@@ -23,6 +25,7 @@ from vstream_ros.models.kernels.patch_embedding import linear_patch_embedding
 from vstream_ros.models.qwen.native import NativeInference
 from vstream_ros.models.qwen.positions import PositionRules, Positions
 from vstream_ros.models.qwen.prompt import PromptBuilder
+from vstream_ros.models.token_chooser import TokenChooser
 
 
 class QwenVideoModel(VideoModel):
@@ -45,6 +48,7 @@ class QwenVideoModel(VideoModel):
         self.name = name
         self.kv_cache = kv_cache
         self.cache_rolls_back = kv_cache == "full"
+        self.takes_masks = model.config.get_text_config()._attn_implementation in ("sdpa", "eager")
         # Vision encoder and language model may be on different devices; model.device is the first parameter's.
         self.device = model.get_input_embeddings().weight.device
         self.vision_device = next(model.model.visual.parameters()).device
@@ -181,18 +185,45 @@ class QwenVideoModel(VideoModel):
             )
         _wait_for(self.device)
 
-    def generate(
-        self, prompt: Prompt, cache: Cache, options: GenerationOptions, features: Sequence[TubeletFeatures] = ()
-    ) -> list[int]:
-        inputs = {
-            "input_ids": torch.from_numpy(prompt.input_ids[None]).to(self.device),
-            "attention_mask": torch.ones(1, len(prompt), dtype=torch.long, device=self.device),
-            "position_ids": torch.from_numpy(prompt.position_ids[:, None]).to(self.device),
-            "past_key_values": cache,
-            "mm_encoder_outputs": self._encoder_outputs(features),
-        }
+    @torch.inference_mode()
+    def forward(
+        self, rows: Rows, cache: Cache, wanted: np.ndarray, features: Sequence[TubeletFeatures] = ()
+    ) -> torch.Tensor:
         with grouped_attention(self._text_config), padded_linears(self._paddable):
-            return run_generate(self.model, inputs, options)
+            states = self.model.model(
+                input_ids=torch.from_numpy(rows.input_ids[None]).to(self.device),
+                position_ids=torch.from_numpy(rows.position_ids[:, None]).to(self.device),
+                attention_mask=None if rows.visible is None else self._mask(rows.visible, cache.get_seq_length()),
+                past_key_values=cache,
+                mm_encoder_outputs=self._encoder_outputs(features),
+                use_cache=True,
+            ).last_hidden_state
+            logits: torch.Tensor = self.model.lm_head(states[:, torch.from_numpy(wanted).to(states.device)])
+        return logits[0].to(self.device, torch.float32)
+
+    def _mask(self, visible: np.ndarray, held: int) -> torch.Tensor:
+        """(1, 1, rows, held + rows): 0 where a row sees a token and -inf where not; ``visible`` as in ``Rows``."""
+        count, behind = visible.shape
+        mask = torch.zeros(1, 1, count, held + count, dtype=self.model.dtype, device=self.device)
+        hidden = torch.from_numpy(~visible).to(self.device)
+        mask[..., held + count - behind :].masked_fill_(hidden, float("-inf"))
+        return mask
+
+    def keep_rows(self, cache: Cache, start: int, kept: np.ndarray) -> None:
+        count = len(kept)
+        if not count or kept[-1] == count - 1:
+            for layer in cache.layers:
+                layer.crop(start + count - layer.get_seq_length())
+            return
+        for layer in cache.layers:
+            layer.keep(start, torch.from_numpy(kept).to(layer.keys.device))
+
+    def token_chooser(self, prompt: Prompt, options: GenerationOptions) -> TokenChooser:
+        return token_chooser(self.model, torch.from_numpy(prompt.input_ids[None]).to(self.device), options)
+
+    def text_stream(self) -> Callable[[int], str]:
+        stream, tokenizer = DecodeStream(skip_special_tokens=True), self.processor.tokenizer.backend_tokenizer
+        return lambda token_id: stream.step(tokenizer, token_id) or ""
 
     def _encoder_outputs(self, features: Sequence[TubeletFeatures]) -> dict[str, Any]:
         """``mm_encoder_outputs`` for these tubelets, on the language model's device."""
@@ -200,6 +231,9 @@ class QwenVideoModel(VideoModel):
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.prompts.tokenize(text)
 
     def count_text_tokens(self, text: str) -> int:
         return len(self.prompts.tokenize(text))
