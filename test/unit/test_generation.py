@@ -13,7 +13,8 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from support.frames import random_frame
-from vstream_ros.engine.answerer import ClipAnswerer, Interrupts
+from vstream_ros.engine.answerer import ClipAnswerer
+from vstream_ros.engine.continuation import Interrupts
 from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.errors import CanceledError, ModelFailedError

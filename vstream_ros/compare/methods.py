@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from vstream_ros.engine.clip_batch import answer_alone
 from vstream_ros.engine.timeline import Timeline
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.memory.clip import Clip, Tubelet
@@ -119,28 +120,28 @@ def _run_cached(
             timeline.sync(model.build_prompt(segments, "", true_time=True))
         result.streaming_s = watch.elapsed() if streaming else 0.0
 
-        def ask() -> _Watch:
-            watch = _Watch()
+        def ask() -> float:
+            """Seconds to the first token."""
+            started = time.monotonic()
             prompt = model.build_prompt(asked, question, true_time=True)
-            timeline.answer(prompt, watch.on(options))
-            result.total_s = result.total_s or watch.elapsed()
+            answer = answer_alone(model, timeline, prompt, options)
+            result.total_s = result.total_s or time.monotonic() - started
             result.cache_tokens = len(prompt)
-            return watch
+            result.token_ids = answer.token_ids
+            return answer.first_token_at - started
 
-        first, second = ask(), ask()
-    result.first_token_s, result.first_token_warm_s = first.first_token_s, second.first_token_s
+        result.first_token_s, result.first_token_warm_s = ask(), ask()
     result.peak_bytes = peak.nbytes
-    result.token_ids, result.answer = first.token_ids, model.decode_text(first.token_ids)
+    result.answer = model.decode_text(result.token_ids)
     return result
 
 
 class _Watch:
-    """Seconds since it was made, and until the first token; the tokens."""
+    """Seconds since it was made, and until the first token."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self.first_token_s = 0.0
-        self.token_ids: list[int] = []
 
     def elapsed(self) -> float:
         return time.monotonic() - self._started
@@ -151,7 +152,6 @@ class _Watch:
 
     def _on_token(self, token_id: int, log_probability: float) -> bool:
         self.first_token_s = self.first_token_s or self.elapsed()
-        self.token_ids.append(token_id)
         return False
 
 

@@ -6,10 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
-from vstream_ros.engine.continuation import Continuation, NewRows
+from vstream_ros.engine.continuation import Continuation, Interrupts, NewRows
 from vstream_ros.engine.decoder import NO_CLIP_ROWS, ClipRows, Decoder
+from vstream_ros.engine.drafts import Draft
+from vstream_ros.engine.free_text import FreeText
 from vstream_ros.engine.timeline import SyncReport, Timeline
-from vstream_ros.models.base import Prompt, VideoModel
+from vstream_ros.models.base import GenerationOptions, Prompt, VideoModel
 
 UNBOUNDED = 1 << 30
 PASS_ROWS = {"cpu": 48}
@@ -121,3 +123,20 @@ class ClipBatch:
             rows.append(new)
             left -= len(new)
         return chosen, rows
+
+
+def answer_alone(model: VideoModel, timeline: Timeline, prompt: Prompt, options: GenerationOptions) -> FreeText:
+    """The answer to one prompt on a timeline of its own, without a draft. ``timeline`` then holds the clip.
+
+    Raises whatever the model raises; the timeline then keeps what all of its layers hold.
+    """
+    chooser = model.token_chooser(prompt, options)
+    answer = FreeText(prompt, chooser, options.max_new_tokens, Draft(), Interrupts(), model.text_stream())
+    batch = ClipBatch(model, timeline, prompt)
+    batch.add(answer)
+    try:
+        while len(batch):
+            batch.step()
+    finally:
+        batch.close()
+    return answer
