@@ -235,7 +235,7 @@ def test_a_question_waits_for_one_step_at_most(
     assert answerer is not None
     in_step, go_on = threading.Event(), threading.Event()
     log: list[str] = []
-    step, answer = answerer.prefill_ahead, answerer.answer
+    step, begin = answerer.prefill_ahead, answerer.begin
 
     def slow_step(*args: Any) -> bool:
         log.append("step")
@@ -243,12 +243,12 @@ def test_a_question_waits_for_one_step_at_most(
         assert go_on.wait(60)
         return step(*args)
 
-    def logged_answer(*args: Any, **kwargs: Any) -> Any:
+    def logged_begin(*args: Any, **kwargs: Any) -> Any:
         log.append("answer")
-        return answer(*args, **kwargs)
+        return begin(*args, **kwargs)
 
     monkeypatch.setattr(answerer, "prefill_ahead", slow_step)
-    monkeypatch.setattr(answerer, "answer", logged_answer)
+    monkeypatch.setattr(answerer, "begin", logged_begin)
     feed(engine, 6)
     assert in_step.wait(60)
     pending = engine.submit(QUESTION)

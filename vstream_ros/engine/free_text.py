@@ -104,9 +104,8 @@ class FreeText(Continuation):
         self.token_ids.append(token)
         self._log_probabilities.append(log_probability)
         self._tell(token)
-        if self.failure is None:
-            self._complete = len(self.token_ids) >= self._max_new_tokens or self._chooser.ends(self.token_ids)
-            self.stop_if_due()
+        self.stop_if_due()
+        self._complete = len(self.token_ids) >= self._max_new_tokens or self._chooser.ends(self.token_ids)
 
     def _tell(self, token: int) -> None:
         """Call ``on_text``; what it raises ends this answer and nothing else."""

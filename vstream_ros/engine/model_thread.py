@@ -241,15 +241,15 @@ class ModelThread:
     def _work_through(self) -> None:
         pause_s: float | None = None
         while True:
-            busy = bool(self._arrived or self._desk.running)
-            try:
-                item = self._inbox.get(block=not busy, timeout=pause_s)
-            except queue.Empty:
-                if busy:
+            if self._arrived or self._desk.running:
+                if self._inbox.empty():
                     self._step()
                     pause_s = 0.0
-                else:
-                    pause_s = self._run_background()
+                    continue
+                pause_s = None
+            item = self._next(pause_s)
+            if item is _NOTHING_CAME:
+                pause_s = self._run_background()
                 continue
             if item is None:
                 return
@@ -261,6 +261,13 @@ class ModelThread:
                 item()
             del item  # else the thread would keep the last question and all that its error holds until the next one
             pause_s = 0.0
+
+    def _next(self, timeout_s: float | None) -> Callable[[], None] | PendingAnswer | None:
+        """The next item of the inbox; ``_NOTHING_CAME`` where none came in time."""
+        try:
+            return self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return _NOTHING_CAME
 
     def _step(self) -> None:
         """Begin the questions that there is room for, and go on with those that have begun."""
@@ -314,6 +321,10 @@ def _told(error: Exception) -> VStreamError:
     told = VStreamError(f"{type(error).__name__}: {error}; this is a defect, the log has the traceback")
     told.__cause__ = error
     return told
+
+
+def _NOTHING_CAME() -> None:  # noqa: N802
+    """Stands for no item."""
 
 
 def _nothing() -> None:
