@@ -19,7 +19,7 @@ from vstream_ros.ros_arguments import MAIN_FILE, NODE, first_camera, parameter_f
 CONFIG = Path(get_package_share_directory("vstream_ros")) / "config"
 ARGUMENTS = {
     "params_file": (str(CONFIG / MAIN_FILE), "YAML files with the node's parameters, with commas between them"),
-    "preset": ("", "parameters that apply after params_file: low_vram, long_video or high_quality"),
+    "preset": ("", "parameters that apply after params_file: low_vram, low_latency, long_video or high_quality"),
     "model": ("", "hub id or folder of the model, instead of the parameter file's"),
     "image_topic": ("", "topic of the first camera, instead of the parameter file's"),
     "namespace": ("", "namespace of the node"),

@@ -64,7 +64,7 @@ def test_every_shipped_file_can_be_given():
 
 
 def test_an_unknown_preset_lists_those_there_are():
-    with pytest.raises(ConfigError, match="'lo_vram'; there are high_quality, long_video, low_vram"):
+    with pytest.raises(ConfigError, match="'lo_vram'; there are high_quality, long_video, low_latency, low_vram"):
         preset_parameters("lo_vram", CONFIG)
     with pytest.raises(ConfigError, match=r"'\.\./config/low_vram'"):
         preset_parameters("../config/low_vram", CONFIG)
