@@ -21,12 +21,13 @@ TESTS ?= test/unit test/node test/system
 test: export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 test: export HYPOTHESIS_STORAGE_DIRECTORY := build/.hypothesis
 
-.PHONY: help env build lint test demo bench eval eval-memory eval-node train-tiny clean
+.PHONY: help env build lint test demo bench bench-gpu eval eval-memory eval-node train-tiny clean
 
 help:
 	@echo 'make demo    replay coloured shapes to the node and check its answers (VIDEO=file MODEL=folder-or-hub-id QUESTION=text)'
 	@echo 'make test    lint, then the tests of all three tiers (TESTS="test/unit" for some; ROS_DISTRO=jazzy)'
 	@echo 'make bench   measure everything into build/bench*.json, on an otherwise idle machine: an hour or more'
+	@echo 'make bench-gpu  native and ours at the dimensions of 3B and 4B on a CUDA device, into build/bench_gpu.json; no ROS'
 	@echo 'make eval    how often vstream-tiny is right, by kind of question, into build/eval.json'
 	@echo 'make eval-memory  what memory keeps, beside its rivals, into build/eval_memory.json: an hour (ARGS=--quick: a minute)'
 	@echo 'make eval-node  whether the node answers as offline inference does, into build/eval_node.json: ten minutes'
@@ -61,6 +62,10 @@ bench:
 	@$(IN) python -m benchmarks.latency
 	@$(IN) python -m benchmarks.endurance
 	@$(IN) python -m benchmarks.equality
+
+# With PYTHON's own torch and transformers: no environment, no ROS 2, no checkpoint.
+bench-gpu:
+	@PYTHONPATH=.:test $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 eval:
 	@$(IN) python -m benchmarks.eval $(ARGS)

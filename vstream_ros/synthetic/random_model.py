@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
@@ -133,7 +134,8 @@ def _vision_config(family: str, size: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _processor(family: str, tokenizer: Qwen2Tokenizer) -> Any:
+def offline_processor(family: str, tokenizer: Qwen2Tokenizer) -> Any:
+    """The real processor classes of a family around a tokenizer, without a file from anywhere."""
     template = _QWEN3_TEMPLATE if family == "qwen3_vl" else QWEN2_TEMPLATE
     patch = 16 if family == "qwen3_vl" else 14
     size = {"shortest_edge": 4 * patch * patch, "longest_edge": 1024 * 4 * patch * patch}
@@ -186,15 +188,36 @@ def random_model(family: str = "qwen2_5_vl", seed: int = 0, **size: int) -> tupl
         vision_config=_vision_config(family, size),
         **vision_token_ids(tokenizer),
     )
-    with torch.random.fork_rng(devices=[]):
+    return random_weights(config, tokenizer, seed), offline_processor(family, tokenizer)
+
+
+def random_weights(
+    config: PreTrainedConfig,
+    tokenizer: Qwen2Tokenizer,
+    seed: int = 0,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """A model of that configuration in evaluation mode, its weights drawn where they will be.
+
+    Args:
+        config: of one of ``FAMILIES``, whose token ids are ``tokenizer``'s.
+        tokenizer: whose end tokens end an answer.
+        seed: of the weights; the caller's random state is left alone.
+        device: draws other numbers than another kind of device.
+        dtype: of the weights.
+    """
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(config).eval()
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
     model.generation_config = GenerationConfig(
         do_sample=False,
         eos_token_id=[tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")],
         pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
     )
-    return model, _processor(family, tokenizer)
+    return model
 
 
 def write_random_checkpoint(folder: str | Path, family: str = "qwen2_5_vl", seed: int = 0, **size: int) -> Path:

@@ -106,6 +106,13 @@ class QwenVideoModel(VideoModel):
 
     @torch.inference_mode()
     def encode(self, tubelets: Sequence[Tubelet]) -> list[TubeletFeatures]:
+        output = self.vision_output(*self.pixel_values(tubelets))
+        features = self.split_features(output)
+        _wait_for(self.vision_device)
+        return features
+
+    def pixel_values(self, tubelets: Sequence[Tubelet]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the vision encoder takes: (patches, values) float32, and (tubelets, 3) grids in patches."""
         pixels = self.processor.video_processor(
             [torch.tensor(t.frames).permute(0, 3, 1, 2) for t in tubelets],
             do_resize=False,
@@ -114,15 +121,16 @@ class QwenVideoModel(VideoModel):
             device=self.vision_device,
             return_tensors="pt",
         )
+        return (
+            pixels["pixel_values_videos"].to(self.vision_device),
+            pixels["video_grid_thw"].to(self.vision_device),
+        )
+
+    @torch.inference_mode()
+    def vision_output(self, pixels: torch.Tensor, grids: torch.Tensor) -> Any:
+        """The model's own output for ``pixel_values``, from our own kernels."""
         with linear_patch_embedding(self.model.model.visual.patch_embed.proj):
-            output = self.model.model.get_video_features(
-                pixels["pixel_values_videos"].to(self.vision_device),
-                pixels["video_grid_thw"].to(self.vision_device),
-                return_dict=True,
-            )
-        features = self.split_features(output)
-        _wait_for(self.vision_device)
-        return features
+            return self.model.model.get_video_features(pixels, grids, return_dict=True)
 
     def split_features(self, output: Any) -> list[TubeletFeatures]:
         """One item per tubelet from ``get_video_features``; copies, since a slice would keep the whole batch alive."""
