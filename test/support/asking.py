@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,18 @@ from vstream_ros.engine.answerer import ClipAnswerer, Outcome, Running
 from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.engine.continuation import Interrupts
 from vstream_ros.memory.clip import Clip
+
+TEXTS = ("what?", "who is there, and what came before that?", "where is the red car now?", "when?", "why is it so?")
+
+
+def questions(count: int, length: int = 6) -> list[Question]:
+    """Of different texts and lengths."""
+    return [Question(TEXTS[k % len(TEXTS)], max_new_tokens=length + k % 3) for k in range(count)]
+
+
+def part_of(clips: tuple[Clip, ...], first: int = 2) -> tuple[Clip, ...]:
+    """Without what stands before the tubelet ``first``."""
+    return (replace(clips[0], tubelets=clips[0].tubelets[first:]),)
 
 
 class Asking:

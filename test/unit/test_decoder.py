@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.asking import Asking, asking
+from support.asking import TEXTS, Asking, asking, part_of, questions
 from support.controls import CONTROL_THRESHOLD
 from support.decoding import prompt_of, random_clip, timeline_of
 from vstream_ros.engine import clip_batch, decoder
@@ -19,12 +19,9 @@ from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.engine.continuation import Interrupts, NewRows
 from vstream_ros.engine.decoder import Decoder
 from vstream_ros.engine.engine_config import EngineConfig
-from vstream_ros.errors import CanceledError, VStreamError
 from vstream_ros.memory.clip import Clip
 from vstream_ros.models.base import Rows
 from vstream_ros.models.qwen.video_model import QwenVideoModel
-
-TEXTS = ("what?", "who is there, and what came before that?", "where is the red car now?", "when?", "why is it so?")
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +43,6 @@ def answerer(any_model: QwenVideoModel) -> ClipAnswerer:
 def desk(answerer: ClipAnswerer) -> Iterator[Asking]:
     with asking(answerer) as made:
         yield made
-
-
-def questions(count: int, length: int = 6) -> list[Question]:
-    return [Question(TEXTS[k % len(TEXTS)], max_new_tokens=length + k % 3) for k in range(count)]
-
-
-def part_of(clips: tuple[Clip, ...], first: int = 2) -> tuple[Clip, ...]:
-    return (replace(clips[0], tubelets=clips[0].tubelets[first:]),)
 
 
 # -- what a row sees ---------------------------------------------------------------------------------------------------
@@ -229,95 +218,6 @@ def test_keep_rows_moves_keys_and_values_and_leaves_forks_alone(
     for one, other in zip(fork.cache.layers, fresh.cache.layers, strict=True):
         assert torch.equal(one.keys, other.keys)
         assert torch.equal(one.values, other.values)
-
-
-# -- what goes wrong beside others -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("steps", range(0, 12, 2))
-def test_dropped_caches_in_the_middle_change_no_answer(desk: Asking, clips: tuple[Clip, ...], steps: int) -> None:
-    for question in questions(3):
-        desk.begin(clips, question)
-    desk.begin(part_of(clips), questions(1)[0], part="part")
-    desk.step(steps)
-    desk.answerer.drop_caches()
-    desk.step(2)
-    desk.answerer.drop_caches()
-    desk.finish()
-    assert all(desk.compare(number).equal for number in range(4))
-
-
-def test_a_failing_pass_fails_its_batch_and_no_other(
-    desk: Asking, clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = [desk.begin(clips, question) for question in questions(2)]
-    part = desk.begin(part_of(clips), questions(1)[0], part="part")
-    desk.step(7)
-    assert not desk.ended
-    broken = desk.answerer._batches[0].timeline
-    forward = any_model.forward
-
-    def fail(rows: Rows, cache: Any, *args: Any) -> torch.Tensor:
-        if cache is broken.cache:
-            raise KeyError("boom")
-        return forward(rows, cache, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(any_model, "forward", fail)
-        desk.step(2)
-    hit, spared = ([part], whole) if broken is not desk.answerer.timelines.current else (whole, [part])
-    assert desk.ended == hit
-    assert all(isinstance(desk.outcomes[number], KeyError) for number in hit)
-    desk.finish()
-    assert all(desk.compare(number).equal for number in spared)
-    again = desk.begin(clips, questions(1)[0])
-    desk.finish()
-    assert desk.compare(again).equal
-
-
-@pytest.mark.parametrize("fails", ["forward", "keep_rows"])
-def test_who_has_ended_in_the_step_that_fails_is_told_so(
-    desk: Asking, clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch, fails: str
-) -> None:
-    cancelled = False
-    check = Interrupts(lambda: CanceledError("enough") if cancelled else None)
-    desk.begin(clips, questions(1)[0], interrupts=check)
-    desk.begin(clips, questions(2)[1])
-    desk.step(5)
-    assert not desk.ended
-    cancelled = True
-    monkeypatch.setattr(decoder, "MAX_DEAD_ROWS", 0)
-    monkeypatch.setattr(any_model, fails, lambda *_: 1 / 0)
-    desk.step(2)
-    assert isinstance(desk.outcomes[0], CanceledError)
-    assert isinstance(desk.outcomes[1], ZeroDivisionError)
-
-
-@pytest.mark.parametrize("how", ["cancel", "on_text"])
-@pytest.mark.parametrize("steps", range(0, 9, 2))
-def test_one_that_leaves_between_any_two_steps_is_not_noticed_by_the_others(
-    desk: Asking, clips: tuple[Clip, ...], steps: int, how: str
-) -> None:
-    leaves = False
-
-    def check() -> VStreamError | None:
-        return CanceledError("enough") if leaves and how == "cancel" else None
-
-    def on_text(text: str, tokens: int) -> None:
-        if leaves and how == "on_text":
-            raise KeyError("the listener broke")
-
-    for number, question in enumerate(questions(4, length=9)):
-        desk.begin(clips, question, interrupts=Interrupts(check, on_text) if number == 1 else None)
-    desk.step(steps)
-    assert not desk.ended
-    leaves = True
-    desk.finish()
-    error = desk.outcomes[1]
-    assert isinstance(error, VStreamError)
-    assert isinstance(error, CanceledError) == (how == "cancel")
-    assert desk.ended[0] == 1
-    assert all(desk.compare(number).equal for number in (0, 2, 3))
 
 
 # -- whose turn it is --------------------------------------------------------------------------------------------------
