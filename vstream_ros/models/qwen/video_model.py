@@ -17,7 +17,7 @@ from vstream_ros.errors import ModelFailedError
 from vstream_ros.memory.clip import Tubelet
 from vstream_ros.models.base import GenerationOptions, Prompt, Rows, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.frame_spec import FrameSpec
-from vstream_ros.models.generation import token_chooser
+from vstream_ros.models.generation import TokenChoosers
 from vstream_ros.models.kernels.attention import grouped_attention
 from vstream_ros.models.kernels.decode_graphs import DecodeGraphs, GraphTail
 from vstream_ros.models.kernels.kv_cache import SPARE_TOKENS, GrowingLayer
@@ -71,6 +71,7 @@ class QwenVideoModel(VideoModel):
         self.prompts = PromptBuilder(model, processor, positions, name)
         self.native = NativeInference(model, processor, self.prompts, positions)
         self._check_cache()
+        self._choosers = TokenChoosers(model)
         self._decode_graphs = DecodeGraphs(model, self.device) if self._can_capture() else None
         self.native.check_layout(name, self.frame_spec)
 
@@ -245,7 +246,7 @@ class QwenVideoModel(VideoModel):
         return CacheTail(self, cache)
 
     def token_chooser(self, prompt: Prompt, options: GenerationOptions) -> TokenChooser:
-        return token_chooser(self.model, torch.from_numpy(prompt.input_ids[None]).to(self.device), options)
+        return self._choosers.make(torch.from_numpy(prompt.input_ids[None]).to(self.device), options)
 
     def text_stream(self) -> Callable[[int], str]:
         stream, tokenizer = DecodeStream(skip_special_tokens=True), self.processor.tokenizer.backend_tokenizer
