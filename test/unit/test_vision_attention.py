@@ -14,7 +14,7 @@ from support.frames import random_frame
 from vstream_ros.memory.clip import Tubelet
 from vstream_ros.models.base import GenerationOptions, Segment
 from vstream_ros.models.kernels import vision_attention
-from vstream_ros.models.kernels.vision_attention import SHAPES, SegmentGroup, group_segments
+from vstream_ros.models.kernels.vision_attention import SHAPES, BatchedVision, SegmentGroup, group_segments
 from vstream_ros.models.loader import wrap_model
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import FAMILIES, random_model
@@ -141,6 +141,22 @@ def test_what_follows_from_the_grids_is_computed_once(monkeypatch: pytest.Monkey
     for rows in range(1, SHAPES + 9):
         video_model._vision.plan(torch.tensor([[1, 2 * rows, 2]]))
     assert video_model._vision._plan.cache_info().currsize == SHAPES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_encoder_waits_for_no_device(family: str) -> None:
+    """On the meta device, which has no values to read and refuses tensors of another one."""
+    model, _ = random_model(family)
+    visual = model.to("meta").model.visual
+    pixels, grids = deep_model(family).pixel_values(some_tubelets(deep_model(family), (5, 8), 3))
+    pixels = pixels.to("meta")
+    vision = BatchedVision(visual)
+    plan = vision.plan(grids)
+    with torch.inference_mode(), vision.attention(plan):
+        output = model.model.get_video_features(pixels, grids, return_dict=True, **plan.inputs)
+        assert [tuple(part.shape) for part in output.pooler_output] == [(40, 64)] * 3
+        with pytest.raises(RuntimeError):  # the control: as transformers does it
+            model.model.get_video_features(pixels, grids.to("meta"), return_dict=True)
 
 
 def test_another_implementation_is_left_alone() -> None:
