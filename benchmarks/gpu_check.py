@@ -9,8 +9,10 @@ import contextlib
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,7 @@ class Checks:
         """Name and check; what a check returns is what it saw."""
         yield "auto dtype and device", self.auto_dtype
         yield "vstream-tiny answers as native", self.vstream_tiny
+        yield "the vision encoder never waits for the device", self.vision_waits
         yield "device_memory is sensible", self.device_memory
         yield "out of memory is recovered from", self.out_of_memory
         yield "work ahead while frames come in", self.background
@@ -89,6 +92,23 @@ class Checks:
         seen = f"in float32 {equal['float32']} of {self.clips}, in the device's own dtype {equal['auto']}"
         assert equal["float32"] == self.clips, seen
         return seen
+
+    def vision_waits(self) -> str:
+        with self.engine() as engine:
+            self.feed(engine, 4)
+            tubelets = engine.clips()[0].tubelets
+            model = _answerer(engine).model
+            assert isinstance(model, QwenVideoModel)
+            pixels, grids = model.pixel_values(tubelets)
+            model.vision_output(pixels, grids)  # what follows from the grids is there from now on
+            with waits_counted(self.device) as encoding:
+                model.vision_output(pixels, grids)
+            features = model.encode(tubelets)
+            prompt = _answerer(engine).prompt(engine.clips(), TEXT)
+            with waits_counted(self.device) as prefilling:
+                model.prefill(prompt, prompt.prefix_length, features, model.new_cache())
+        assert not encoding, f"{len(encoding)} times: {encoding[:3]}"
+        return f"a prefill does {len(prefilling)} times before its end"
 
     def device_memory(self) -> str:
         with self.engine() as engine:
@@ -231,6 +251,23 @@ class Checks:
         while not condition():
             assert time.monotonic() < deadline, otherwise
             time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def waits_counted(device: torch.device) -> Iterator[list[str]]:
+    """Where the host waits for CUDA within it, without plain synchronisation; nowhere on a CPU."""
+    where: list[str] = []
+    if device.type != "cuda":
+        yield where
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield where
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            where += [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
 
 
 def _answerer(engine: DelayedBatchInferenceEngine) -> ClipAnswerer:

@@ -23,6 +23,7 @@ from vstream_ros.models.kernels.decode_graphs import DecodeGraphs, GraphTail
 from vstream_ros.models.kernels.kv_cache import SPARE_TOKENS, GrowingLayer
 from vstream_ros.models.kernels.padded_linear import paddable, padded_linears
 from vstream_ros.models.kernels.patch_embedding import linear_patch_embedding
+from vstream_ros.models.kernels.vision_attention import BatchedVision
 from vstream_ros.models.qwen.native import NativeInference
 from vstream_ros.models.qwen.positions import PositionRules, Positions
 from vstream_ros.models.qwen.prompt import PromptBuilder
@@ -63,6 +64,7 @@ class QwenVideoModel(VideoModel):
         )
         self._text_config = model.config.get_text_config()
         self._paddable = paddable(model.model.language_model)
+        self._vision = BatchedVision(model.model.visual)
         self.context_length = self._text_config.max_position_embeddings
         self.weight_bytes_by_device = self._count_weights()
         self.weight_bytes = sum(self.weight_bytes_by_device.values())
@@ -126,7 +128,8 @@ class QwenVideoModel(VideoModel):
         return features
 
     def pixel_values(self, tubelets: Sequence[Tubelet]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the vision encoder takes: (patches, values) float32, and (tubelets, 3) grids in patches."""
+        """What the vision encoder takes: (patches, values) float32 on its device, and (tubelets, 3) grids in patches on
+        the CPU, where they are read."""
         pixels = self.processor.video_processor(
             [torch.tensor(t.frames).permute(0, 3, 1, 2) for t in tubelets],
             do_resize=False,
@@ -135,16 +138,15 @@ class QwenVideoModel(VideoModel):
             device=self.vision_device,
             return_tensors="pt",
         )
-        return (
-            pixels["pixel_values_videos"].to(self.vision_device),
-            pixels["video_grid_thw"].to(self.vision_device),
-        )
+        return pixels["pixel_values_videos"].to(self.vision_device), pixels["video_grid_thw"].cpu()
 
     @torch.inference_mode()
     def vision_output(self, pixels: torch.Tensor, grids: torch.Tensor) -> Any:
-        """The model's own output for ``pixel_values``, from our own kernels."""
-        with linear_patch_embedding(self.model.model.visual.patch_embed.proj):
-            return self.model.model.get_video_features(pixels, grids, return_dict=True)
+        """What ``get_video_features`` gives for ``pixel_values``, by our own kernels."""
+        model = self.model.model
+        plan = self._vision.plan(grids)
+        with linear_patch_embedding(model.visual.patch_embed.proj), self._vision.attention(plan):
+            return model.get_video_features(pixels, grids, return_dict=True, **plan.inputs)
 
     def split_features(self, output: Any) -> list[TubeletFeatures]:
         """One item per tubelet from ``get_video_features``; copies, since a slice would keep the whole batch alive."""
@@ -200,7 +202,6 @@ class QwenVideoModel(VideoModel):
             self.model.model(
                 input_ids=torch.from_numpy(prompt.input_ids[None, start:end]).to(self.device),
                 position_ids=torch.from_numpy(prompt.position_ids[:, None, start:end]).to(self.device),
-                attention_mask=torch.ones(1, end, dtype=torch.long, device=self.device),
                 past_key_values=cache,
                 mm_encoder_outputs=self._encoder_outputs(features),
                 use_cache=True,
