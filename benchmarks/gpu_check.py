@@ -6,6 +6,7 @@ Each check says what it saw or why it failed, and the next one goes on. In float
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ import torch
 
 from benchmarks.gpu_models import MAX_PIXELS, QWEN2_5_VL_3B, make_model, tiny
 from benchmarks.gpu_parts import limited_room, synchronize
+from benchmarks.latency import Contest
 from support.equality import native_answer
 from support.faults import fault_at
 from support.frames import random_frame
@@ -62,6 +64,7 @@ class Checks:
         yield "out of memory is recovered from", self.out_of_memory
         yield "work ahead while frames come in", self.background
         yield "features kept on the CPU", self.features_on_the_cpu
+        yield "captured graphs give native's answers", self.graphs
         yield "sampling draws what native draws", self.sampling
         yield "closing gives the memory back", self.closing
 
@@ -168,6 +171,35 @@ class Checks:
             assert self.equals_native(engine, self.question()), "the answer is not native's"
             assert _answerer(engine).vision.device.type == "cpu"
         return "none was encoded again"
+
+    def graphs(self) -> str:
+        """Questions one after another and together, captured; the same ones uncaptured take how much longer."""
+        contest = Contest(self.model, self.size)
+        answerer, clip = contest.answerer, contest.clip(self.tubelets // 4)
+        questions = [Question(f"{TEXT} {k}", max_new_tokens=4 + 6 * k) for k in range(6)]
+        natives = [native_answer(answerer, (clip,), question).tokens for question in questions]
+        seconds = {}
+        for mode in ("off", "auto"):
+            answerer.config = dataclasses.replace(answerer.config, decode_graphs=mode)
+            for _ in range(2):  # the second time with drafts, and nothing is captured
+                synchronize(self.device)
+                started = time.perf_counter()
+                for question, native in zip(questions, natives, strict=True):
+                    assert list(answerer.answer((clip,), question).token_ids) == native, f"{mode}: another answer alone"
+                running = [answerer.begin((clip,), question) for question in questions]
+                answers = {}
+                while len(answers) < len(running):
+                    answers.update(answerer.step())
+                for one, native in zip(running, natives, strict=True):
+                    assert list(answers[one].token_ids) == native, f"{mode}: another answer in a batch"
+                answerer.timelines.check_integrity()
+                seconds[mode] = time.perf_counter() - started
+        if self.device.type == "cuda":
+            assert self.model.captured_rows, "nothing was captured"
+        answerer.drop_caches()
+        assert not self.model.arena_bytes, "the arena is still there"
+        faster = seconds["off"] / seconds["auto"]
+        return f"{2 * len(questions)} answers, rows {self.model.captured_rows}, {faster:.1f} times as fast"
 
     def sampling(self) -> str:
         state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()

@@ -99,6 +99,15 @@ class QwenVideoModel(VideoModel):
         """Bytes that captured graphs hold of keys and values."""
         return 0 if self._decode_graphs is None else self._decode_graphs.nbytes
 
+    @property
+    def captured_rows(self) -> list[int]:
+        """Of the passes that are captured graphs."""
+        return [] if self._decode_graphs is None else sorted(self._decode_graphs.captured)
+
+    def free_scratch(self) -> None:
+        if self._decode_graphs is not None:
+            self._decode_graphs.release()
+
     def build_prompt(
         self, segments: Sequence[Segment], question: str, *, true_time: bool, text_positions: str = "checkpoint"
     ) -> Prompt:
