@@ -18,6 +18,7 @@ from vstream_ros.engine.feature_importance import FeatureImportance
 from vstream_ros.engine.model_thread import CLOSED
 from vstream_ros.engine.recovery import first_line, forget_frames
 from vstream_ros.errors import CanceledError, ConfigError, ModelFailedError, NotReadyError, VStreamError
+from vstream_ros.memory.memory_config import MaxTubelets
 from vstream_ros.models.base import VideoModel
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class ModelHost:
         name: str,
         config: EngineConfig,
         cameras: Sequence[str],
-        max_tubelets: int,
+        max_tubelets: MaxTubelets,
         new_importance: Callable[[], FeatureImportance | None] = lambda: None,
         free_bytes: Callable[[torch.device], int] = lambda device: read_device_memory(device).free,
     ) -> None:
@@ -303,11 +304,14 @@ class ModelHost:
         return told
 
     def _check_context(self, model: VideoModel) -> None:
-        tubelets = self._max_tubelets
-        needed = tubelets * model.max_tokens_per_tubelet + self._config.max_new_tokens
+        most, star_tokens = self._max_tubelets, model.max_tokens_per_tubelet
+        if self._config.star_max_pixels:
+            star_tokens = min(model.max_tokens(self._config.star_max_pixels), star_tokens)
+        needed = most.star * star_tokens + (most.total - most.star) * model.max_tokens_per_tubelet
+        needed += self._config.max_new_tokens
         if needed >= model.context_length:
             raise ConfigError(
-                f"a full memory of {tubelets} tubelets takes up to {needed} tokens with its answer, more than the "
+                f"a full memory of {most.total} tubelets takes up to {needed} tokens with its answer, more than the "
                 f"{model.context_length} of {model.name}; lower max_pixels, star_memory_size, stream_window_size, "
                 "stream_slide or max_new_tokens"
             )

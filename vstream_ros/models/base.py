@@ -45,7 +45,7 @@ class Segment:
     origin_ns: int
     """Where the times that the prompt spells out start counting: the clip's first tubelet."""
     label: str = ""
-    """Text before the block; empty where there is one camera only."""
+    """Text before the block; empty before the first one where there is one camera only."""
 
     def grid_steps(self, origin_ns: int | None = None) -> list[float]:
         """Time of each tubelet in units of ``second_per_grid`` since ``origin_ns`` (default: the first tubelet).
@@ -109,6 +109,10 @@ class VideoModel(abc.ABC):
     weight_bytes_by_device: Mapping[torch.device, int]
     cache_rolls_back: bool
     """Whether a KV cache can be cropped and forked; one that can't serves a single question."""
+
+    @abc.abstractmethod
+    def max_tokens(self, max_pixels: int) -> int:
+        """``max_tokens_per_tubelet`` for frames of at most ``max_pixels`` instead."""
 
     @abc.abstractmethod
     def build_prompt(

@@ -60,7 +60,7 @@ class QwenVideoModel(VideoModel):
         self.context_length = self._text_config.max_position_embeddings
         self.weight_bytes_by_device = self._count_weights()
         self.weight_bytes = sum(self.weight_bytes_by_device.values())
-        self.max_tokens_per_tubelet = max_pixels // self.frame_spec.factor**2 + self.tokens_between_tubelets
+        self.max_tokens_per_tubelet = self.max_tokens(max_pixels)
         positions = self.positions_class(model)
         self.prompts = PromptBuilder(model, processor, positions, name)
         self.native = NativeInference(model, processor, self.prompts, positions)
@@ -78,6 +78,9 @@ class QwenVideoModel(VideoModel):
                 "of it"
             )
         return dict(by_device)
+
+    def max_tokens(self, max_pixels: int) -> int:
+        return max_pixels // self.frame_spec.factor**2 + self.tokens_between_tubelets
 
     def build_prompt(
         self, segments: Sequence[Segment], question: str, *, true_time: bool, text_positions: str = "checkpoint"
