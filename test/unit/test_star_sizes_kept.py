@@ -145,7 +145,7 @@ def test_the_reader_decides_about_stars_size(tmp_path: Path, written_with: int, 
 # ---- frames that are withdrawn, importance that comes later ----
 
 
-def test_frames_on_trial_that_are_withdrawn_leave_no_twins_behind() -> None:
+def test_frames_on_trial_that_are_withdrawn_leave_the_clip_as_it_was() -> None:
     memories, steady = cameras(), cameras()
     for one in (memories, steady):
         fill(one, 45)

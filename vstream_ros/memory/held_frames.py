@@ -198,7 +198,6 @@ class HeldFrames:
         """Hold what was held at another moment."""
         self._store.star, self._store.stream = list(state.star), list(state.stream)
         self._former.pending = list(state.pending)
-        self._forget_twins()
         if self._archive is not None:
             self._archive.withdraw_after(max(self.stamps_ns, default=0))
 
