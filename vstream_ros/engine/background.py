@@ -85,7 +85,7 @@ class WorkAhead:
         clips, next_clips = self._cameras.clips_ahead()
         archived = self._cameras.archived_tubelets()
         if self._mode == "vision":
-            return answerer.encode_ahead(clips, archived)
+            return answerer.encode_ahead((*clips, *next_clips), archived)
         return answerer.prefill_ahead(clips, next_clips, archived)
 
     def _after_failure(self, answerer: ClipAnswerer, failure: str, out_of_memory: bool) -> float | None:

@@ -80,7 +80,7 @@ class DelayedBatchInferenceEngine:
         self.config, memories = parted_configs(config, memory, overrides)
         by_features = cameras_by_features(self.config, memories)
         spec = FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels)
-        self._cameras = CameraMemories(memories, spec)
+        self._cameras = CameraMemories(memories, spec, star_max_pixels=self.config.star_max_pixels)
         name = model if isinstance(model, str) else ""
         importance = partial(FeatureImportance, by_features, self._cameras.reweigh)
         self._host = ModelHost(name, self.config, self._cameras.names, self._cameras.max_tubelets, importance)
