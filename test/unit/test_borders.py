@@ -182,8 +182,9 @@ def test_engine_knows_models_only_through_their_interface() -> None:
 
 
 def test_no_file_is_longer_than_one_sitting() -> None:
-    paths = [path for folder in (PACKAGE, "training", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+    folders = (PACKAGE, "training", "benchmarks", "test", "launch")
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
-    assert len(lines) > 80
+    assert len(lines) > 200
     too_long = {name: count for name, count in lines.items() if count > MAX_LINES}
     assert not too_long
