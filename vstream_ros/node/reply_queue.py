@@ -14,9 +14,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.utilities import get_rmw_implementation_identifier
+
+from vstream_ros.node.callbacks import steady_timer
 
 BURST = 5
 """Replies that may go out at once: half of what a client with rclpy's default QoS keeps."""
@@ -90,8 +91,7 @@ class ReplyQueue:
         self._clients = _Clients(node, service_name)
         self._pace = _Pace()
         self._weight = weight
-        # A timer on ROS time stands still where use_sim_time is set and nobody publishes /clock.
-        self._timer = node.create_timer(TICK_S, self._send_replies, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._timer = steady_timer(node, TICK_S, "sending replies", self._send_replies)
         self._timer.cancel()
 
     def __len__(self) -> int:
