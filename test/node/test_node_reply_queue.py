@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from vstream_ros.node.reply_queue import BURST, LONGEST_QUIET_S, QUIET_S, ReplyQueue, _Pace
@@ -17,8 +19,15 @@ class Gate:
         return self.open
 
 
+@pytest.fixture(params=[1.0, 4.0], ids=["idle", "busy"])
+def load(request, monkeypatch):
+    """The machine's, for each of its processors."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (request.param * (os.cpu_count() or 1), 0.0, 0.0))
+    return request.param
+
+
 @pytest.fixture
-def queue(planner):
+def queue(planner, load):
     made = ReplyQueue(planner.node, "/vstream/ask")
     made._pace = Gate()
     yield made
@@ -51,22 +60,44 @@ def test_answers_pass_refusals(queue, clock):
     assert (sent, len(queue)) == (["answer 1", "answer 2", "busy 1", "busy 2"], 0)
 
 
-def test_many_refusals_wait_until_the_calls_end_but_not_for_ever(queue, clock):
+def test_many_refusals_wait_until_the_calls_end_but_not_for_ever(queue, clock, load):
     sent = []
     for index in range(BURST + 3):
         queue.add(None, lambda index=index: sent.append(index), refusal=True)
     queue._pace.open = True
-    clock[0] += QUIET_S / 2
+    clock[0] += load * QUIET_S / 2
     queue._send_replies()
     assert sent == []
-    clock[0] += QUIET_S
+    clock[0] += load * QUIET_S
     queue._send_replies()
     assert sent == list(range(BURST + 3))
 
     queue._pace.open = False
     calls = int(LONGEST_QUIET_S / (QUIET_S / 2)) + 2
     for index in range(calls):  # calls that never end
-        clock[0] += QUIET_S / 2
+        clock[0] += load * QUIET_S / 2
         queue._pace.open = index == calls - 1
         queue.add(None, lambda index=index: sent.append(f"late {index}"), refusal=True)
     assert "late 0" in sent
+
+
+def test_while_a_crowd_calls_one_burst_goes_out_whatever_it_is(queue, clock, load):
+    """Who calls takes nothing meanwhile, and keeps ten."""
+    queue._pace = _Pace()
+    sent = []
+
+    def add(name):
+        queue.add(None, lambda: sent.append(name), refusal=name.startswith("busy"))
+
+    for index in range(2 * BURST + 1):
+        add(f"busy {index}")
+    for index in range(3):
+        add(f"answer {index}")
+    assert len(sent) == BURST
+    for _ in range(9):  # the pace alone would let dozens go
+        clock[0] += load * QUIET_S / 10
+        queue._send_replies()
+    assert len(sent) == BURST
+    clock[0] += load * QUIET_S
+    queue._send_replies()
+    assert sent[BURST:][:3] == ["answer 0", "answer 1", "answer 2"]
