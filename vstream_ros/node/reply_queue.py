@@ -26,13 +26,13 @@ PROCESS_PERIOD_S = 0.003
 CLIENT_PERIOD_S = 0.0002
 """... and this for each client object in it, because every one of them has to take every reply."""
 QUIET_S = 0.05
-"""While refusals follow one another within this, nothing but one burst of answers goes out: who makes many calls in a row
-takes nothing meanwhile. On an idle machine; as much longer on another one as its load makes everything."""
+"""While refusals follow one another within this, one burst goes out and no more: who makes many calls in a row takes
+nothing meanwhile. On an idle machine; on another one as much longer as its load makes everything."""
 LONGEST_QUIET_S = 1.0
-"""... but no longer than this, whoever calls. On an idle machine, likewise."""
+"""... but no longer than this, whoever calls. Likewise on an idle machine."""
 TICK_S = 0.005
 DISCOVERY_TIMEOUT_S = 5.0
-"""How long a reply waits for its client to be discovered."""
+"""How long a reply waits, from its turn on, for its client to be discovered."""
 LOOK_PERIOD_S = 0.25
 """How often the clients are looked at while there are replies."""
 GUID_BYTES = 16
@@ -138,7 +138,7 @@ class ReplyQueue:
         period_s = float("inf") if calls_go_on else self._weight * self._clients.period_s
         while (queue := self._sendable(calls_go_on)) and self._pace.may_send(now, period_s):
             reply = queue.popleft()
-            waits = now - reply.ready_at < DISCOVERY_TIMEOUT_S
+            waits = now - reply.turn_at(now) < DISCOVERY_TIMEOUT_S
             if waits and not self._clients.knows(reply.guid):
                 self._undiscovered.append(reply)
             elif not reply.try_to_send():
@@ -159,6 +159,13 @@ class _Reply:
         self.refusal = refusal
         self.ready_at = time.monotonic()
         self._send = send
+        self._turn_at: float | None = None
+
+    def turn_at(self, now: float) -> float:
+        """When it was its turn for the first time."""
+        if self._turn_at is None:
+            self._turn_at = now
+        return self._turn_at
 
     def try_to_send(self) -> bool:
         """False where the middleware doesn't know the client: rclpy warns of it, older versions raise."""
