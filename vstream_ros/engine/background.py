@@ -13,7 +13,7 @@ from vstream_ros.engine.device_memory import is_out_of_memory
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.recovery import first_line, forget_frames, recover_from_out_of_memory
-from vstream_ros.engine.status import StatusBoard
+from vstream_ros.engine.status_board import StatusBoard
 
 FIRST_PAUSE_S = 1.0
 """After a first failure; each further one doubles it."""

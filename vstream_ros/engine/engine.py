@@ -27,7 +27,7 @@ from vstream_ros.engine.memory_files import MemoryFile, load_memories, save_memo
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_loads import ModelLoads
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
-from vstream_ros.engine.status import StatusBoard
+from vstream_ros.engine.status_board import StatusBoard
 from vstream_ros.errors import BusyError, VStreamError
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemorySnapshot
 from vstream_ros.memory.future_stamps import Clock
