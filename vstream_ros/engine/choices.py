@@ -13,7 +13,6 @@ from vstream_ros.models.base import Prompt
 from vstream_ros.models.generation import checked_log_probability
 from vstream_ros.models.token_chooser import TokenChooser
 
-
 BANNED = -1e6
 """Log-probability that stands for none at all."""
 
