@@ -21,6 +21,7 @@ from vstream_ros.engine.timelines import Timelines
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.errors import (
     CanceledError,
+    IncompleteAnswerError,
     InvalidRequestError,
     ModelFailedError,
     QuestionTimeoutError,
@@ -148,7 +149,9 @@ class ClipAnswerer:
             interrupts: asked between chunks and tokens.
 
         Raises:
-            InvalidRequestError: prompt and answer would not fit into the model's context.
+            InvalidRequestError: prompt and answer would not fit into the model's context, or the answer can't be held to
+                its schema.
+            IncompleteAnswerError: ``max_new_tokens`` cut an answer under a schema.
             ModelFailedError: the model's logits are not finite; the caches were dropped.
             VStreamError: whatever ``interrupts`` says; its ``answer`` then holds the text so far.
             Exception: whatever the model raises; the KV cache that it was working on is then emptied.
@@ -158,6 +161,7 @@ class ClipAnswerer:
         interrupts = interrupts or Interrupts()
         prompt = self.prompt(clips, question.text)
         self._check_context(prompt, question.max_new_tokens)
+        grammar = self.model.compile_grammar(question.json_schema) if question.json_schema else None
         timelines = self.timelines
         timeline = timelines.for_memory(prompt) if part is None else timelines.for_part(part, prompt)
 
@@ -165,10 +169,10 @@ class ClipAnswerer:
         if question.temperature > 0.0 and seed == 0:
             seed = secrets.randbits(63) or 1
         decoding = _Decoding(self.model, interrupts)
-        options = GenerationOptions(question.max_new_tokens, question.temperature, seed, decoding.on_token)
+        options = GenerationOptions(question.max_new_tokens, question.temperature, seed, decoding.on_token, grammar)
         try:
             report = timeline.answer(prompt, options, interrupts.raise_if_due)
-        except (CanceledError, QuestionTimeoutError):
+        except (CanceledError, InvalidRequestError, QuestionTimeoutError):
             raise  # between two calls of the model: what is held is whole
         except ModelFailedError:
             self.drop_caches()  # what is not finite may be in there
@@ -183,6 +187,12 @@ class ClipAnswerer:
         if decoding.stopped_by is not None:
             decoding.stopped_by.answer = text
             raise decoding.stopped_by
+        if grammar is not None and not grammar.accepts(decoding.token_ids):
+            raise IncompleteAnswerError(
+                f"max_new_tokens ({question.max_new_tokens}) cut the answer before its JSON was complete; raise it, or "
+                "bound the schema (maxLength, maxItems, enum)",
+                answer=text,
+            )
 
         finished = time.monotonic()
         metrics = self._metrics(prompt, report)

@@ -71,7 +71,8 @@ class EngineConfig:
     """A question's wall time, queue included, when it does not bring its own."""
     max_queued_questions: int = 64
     max_question_bytes: int = 16384
-    """UTF-8 bytes of a question's text, cameras and choices together at most; a longer one is refused unread."""
+    """UTF-8 bytes of a question's text, cameras, choices and JSON schema together at most; a longer one is refused
+    unread."""
     max_forks: int = 8
     """KV caches of questions about a part of memory kept at most; the least recently used go first."""
     forks_max_bytes: int = 2 << 30

@@ -5,13 +5,16 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.frame_spec import FrameSpec
+
+if TYPE_CHECKING:
+    from vstream_ros.models.grammar import CompiledGrammar
 
 TEXT_POSITIONS = ("checkpoint", "transformers")
 """Where the text behind a video may go on; see ``VideoModel.build_prompt``."""
@@ -92,6 +95,8 @@ class GenerationOptions:
     on_token: Callable[[int, float], bool] | None = field(default=None, compare=False)
     """Called after each token with its id and log-probability; a true value ends the answer. What ``generate`` returns
     is the answer: this may have been called for one token behind it."""
+    grammar: CompiledGrammar | None = field(default=None, compare=False)
+    """What the answer is held to; none: free text."""
 
 
 class VideoModel(abc.ABC):
@@ -154,6 +159,15 @@ class VideoModel(abc.ABC):
 
         Raises:
             ModelFailedError: the logits are not finite.
+        """
+
+    @abc.abstractmethod
+    def compile_grammar(self, json_schema: str) -> CompiledGrammar:
+        """What holds an answer to a JSON schema, for this model's tokenizer; kept for the next time.
+
+        Raises:
+            InvalidRequestError: the schema can't be enforced, or the library for it is not installed.
+            ModelFailedError: this model has no end token, or a tokenizer that the library can't read.
         """
 
     @abc.abstractmethod

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from vstream_ros.errors import ModelFailedError
 from vstream_ros.models.base import GenerationOptions
+from vstream_ros.models.grammar import GrammarProcessor
 
 
 class _LastScores(LogitsProcessor):
@@ -90,6 +91,9 @@ def run_generate(model: Any, inputs: dict[str, Any], options: GenerationOptions)
     ``ModelFailedError`` where ``options.on_token`` would be called with a log-probability that is not finite.
     """
     last = _LastScores(sampling=options.temperature > 0.0)
+    processors = LogitsProcessorList([last])
+    if options.grammar is not None:
+        processors.insert(0, GrammarProcessor(options.grammar, inputs["input_ids"].shape[1]))
     watch = None if options.on_token is None else _TokenWatch(options.on_token, last)
     device = inputs["input_ids"].device  # not model.device: the first parameter's, which may be the vision encoder's
     devices = [device] if device.type == "cuda" else []
@@ -99,7 +103,7 @@ def run_generate(model: Any, inputs: dict[str, Any], options: GenerationOptions)
         output = model.generate(
             **inputs,
             generation_config=generation_config(model, options),
-            logits_processor=LogitsProcessorList([last]),
+            logits_processor=processors,
             stopping_criteria=StoppingCriteriaList([] if watch is None else [watch]),
         )
     new_tokens: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
