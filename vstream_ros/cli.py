@@ -82,7 +82,7 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     )
     add("--end-time", type=parse_seconds, metavar="SECONDS", default="0", help="and up to this one (default: all)")
     add("--max-new-tokens", type=int, metavar="N", help="length of an answer at most (default: the engine's)")
-    add("--json-schema", metavar="FILE_OR_TEXT", default="", help="answer with JSON that is valid under this JSON schema")
+    add("--json-schema", metavar="FILE_OR_TEXT", default="", help="answer with JSON that is valid under this schema")
     add(
         "--timeout", type=float, default=ASK_TIMEOUT_S, metavar="SECONDS",
         help="for each question (default %(default)s)",

@@ -146,7 +146,9 @@ def engine() -> Iterator[DelayedBatchInferenceEngine]:
         ({"json_schema": "{}", "choices": ("yes", "no")}, "exclude each other"),
     ],
 )
-def test_a_bad_schema_is_refused_at_once(engine: DelayedBatchInferenceEngine, fields: dict[str, Any], says: str) -> None:
+def test_a_bad_schema_is_refused_at_once(
+    engine: DelayedBatchInferenceEngine, fields: dict[str, Any], says: str
+) -> None:
     refused = engine.submit(Question("what?", **fields))
     assert refused.future.done(), "it was not refused at once"
     error = fails_with(refused.future, errors.InvalidRequestError)

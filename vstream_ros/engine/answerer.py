@@ -149,8 +149,8 @@ class ClipAnswerer:
             interrupts: asked between chunks and tokens.
 
         Raises:
-            InvalidRequestError: prompt and answer would not fit into the model's context, or the answer can't be held to
-                its schema.
+            InvalidRequestError: prompt and answer would not fit into the model's context, or the answer can't be held
+                to its schema.
             IncompleteAnswerError: ``max_new_tokens`` cut an answer under a schema.
             ModelFailedError: the model's logits are not finite; the caches were dropped.
             VStreamError: whatever ``interrupts`` says; its ``answer`` then holds the text so far.

@@ -71,8 +71,8 @@ class Answer:
     text: str
     metrics: AnswerMetrics
     confidence: float = 0.0
-    """Geometric mean of the generated tokens' probabilities (after logits processors, before temperature), under a schema
-    among the tokens that it allows."""
+    """Geometric mean of the generated tokens' probabilities (after logits processors, before temperature); under a
+    schema, among the tokens that it allows."""
     choice_index: int = -1
     probabilities: tuple[float, ...] = ()
     frame_cameras: tuple[str, ...] = ()

@@ -82,8 +82,8 @@ def _check_texts(texts: dict[str, tuple[str, ...]], max_bytes: int) -> None:
                 ) from None
     if count > max_bytes:
         raise InvalidRequestError(
-            f"question, cameras, choices and json_schema exceed the {max_bytes} bytes of max_question_bytes; shorten them, or raise "
-            "the parameter"
+            f"question, cameras, choices and json_schema exceed the {max_bytes} bytes of max_question_bytes; shorten "
+            "them, or raise the parameter"
         )
 
 

@@ -1,7 +1,7 @@
 """Answers held to a JSON schema: which tokens may come next, for one tokenizer.
 
-``GrammarCompiler`` makes a ``CompiledGrammar`` of a schema, once; each answer under it has a ``Matcher`` of its own, which
-follows the tokens and forbids those that no valid answer goes on with. Everything here belongs to the model's thread.
+``GrammarCompiler`` makes a ``CompiledGrammar`` of a schema, once; each answer under it has a ``Matcher`` of its own,
+which follows the tokens and forbids those that no valid answer goes on with. All of it belongs to the model's thread.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class GrammarCompiler:
         self.end_tokens = tuple(token for token in end_tokens if token < vocabulary)
         if not self.end_tokens:
             raise ModelFailedError(
-                "the checkpoint's generation config names no end token, so an answer could not end where its JSON does; "
-                "set eos_token_id there, or ask without json_schema"
+                "the checkpoint's generation config names no end token, so an answer could not end where its JSON "
+                "does; set eos_token_id there, or ask without json_schema"
             )
         try:
             self._tokenizer = from_tokenizer(
@@ -132,6 +132,7 @@ class Matcher:
         Args:
             scores: (vocabulary,) logits of any float dtype on any device; not changed.
 
+        Of a text that must come as it is, only the tokenizer's own tokens are allowed, as a model learned to write it.
         What is not finite stays so, even where it is forbidden: a broken model must show. A grammar comes after the
         checkpoint's own bans (n-grams, suppressed tokens) and goes before them: where these leave nothing of what it
         allows, that is equally likely. On an accelerator nothing is waited for.
@@ -159,7 +160,7 @@ class Matcher:
         return bias
 
     def accept(self, token_id: int) -> None:
-        """Go on by this token; ``ValueError`` where the grammar forbids it, which changes nothing.
+        """Go on by this token; ``ValueError`` where no answer goes on so, which changes nothing.
 
         Raises ``InvalidRequestError`` as ``mask`` does.
         """
@@ -180,7 +181,7 @@ class Matcher:
         ends = min(count, self._ends)
         self._ends -= ends
         if count > ends and not self._matcher.rollback(count - ends):
-            raise ValueError(f"the library can't take {count - ends} tokens back: {one_line(self._matcher.get_error())}")
+            raise ValueError(f"can't take {count - ends} tokens back: {one_line(self._matcher.get_error())}")
         self._accepted -= count
 
     def _check(self) -> None:
@@ -203,13 +204,14 @@ class GrammarProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         self._follow(input_ids[0, self._prompt_length :].tolist())
-        return self._matcher.mask(scores[0])[None]  # type: ignore[no-any-return]
+        return self._matcher.mask(scores[0])[None]
 
     def _follow(self, tokens: list[int]) -> None:
-        """To the answer so far, which may have lost tokens since, as where a draft of ``generate``'s own is rejected."""
-        held = self._tokens
-        same = next((k for k, pair in enumerate(zip(held, tokens)) if pair[0] != pair[1]), min(len(held), len(tokens)))
-        self._matcher.rollback(len(held) - same)
+        """To the answer so far, which may have lost tokens since: a draft of ``generate``'s own that was rejected."""
+        same = 0
+        while same < min(len(self._tokens), len(tokens)) and self._tokens[same] == tokens[same]:
+            same += 1
+        self._matcher.rollback(len(self._tokens) - same)
         for token in tokens[same:]:
             self._matcher.accept(token)
         self._tokens = tokens

@@ -19,20 +19,20 @@ from urllib.parse import unquote
 from vstream_ros.errors import InvalidRequestError
 
 LIBRARY = "llguidance>=1.9,<2"
-MAX_MULTIPLE = 10_000
+MAX_MULTIPLE = 1_000
 """Greatest least common multiple of all ``multipleOf``. The library builds an automaton of as many states and knows no
 limit for it: 100,000 take a second, a million 8 s and 400 MB. Zeros at the end, and decimal places, cost nothing."""
 MAX_REASON = 300
 """Characters of the library's reason that are passed on; it may quote the schema."""
-COMPACT = {
+COMPACT: Any = {
     "item_separator": ",",
     "key_separator": ":",
     "whitespace_flexible": False,
     "coerce_one_of": False,
     "lenient": False,
 }
-"""Options of the library, which a schema's own ``x-guidance`` does not change. No blanks: a small model could spend all of
-its tokens on them. Not lenient: no keyword is passed over."""
+"""Options of the library, which a schema's own ``x-guidance`` does not change. No blanks: a small model could spend all
+of its tokens on them. Not lenient: no keyword is passed over."""
 
 
 def check_schema(schema: str) -> None:
@@ -129,17 +129,15 @@ def _check_recursion(schema: dict[str, Any]) -> None:
     The least fixed point of "this part has a finite value". It sees each part for itself: an endless one that only two
     parts of an ``allOf`` make together is not found, and ends with ``max_new_tokens``.
     """
-    waiting = dict((id(node), (pointer, node)) for pointer, node in _objects(schema))
-    ended = True
-    while ended:
-        ended = [key for key, (_, node) in waiting.items() if _has_finite_value(node, schema, waiting)]
+    waiting = {id(node): (pointer, node) for pointer, node in _objects(schema)}
+    while ended := [key for key, (_, node) in waiting.items() if _has_finite_value(node, schema, waiting)]:
         for key in ended:
             del waiting[key]
     if waiting:
         pointer, _ = next(iter(waiting.values()))
         raise InvalidRequestError(
-            f"json_schema is recursive without end at {pointer[:MAX_REASON]}: a value of it would hold another one, for "
-            "ever; make that property optional, or allow null or an empty array there"
+            f"json_schema is recursive without end at {pointer[:MAX_REASON]}: a value of it holds another one, and "
+            "so on; make that property optional, or allow null or an empty array there"
         )
 
 

@@ -112,7 +112,7 @@ def read_schema(text_or_file: str) -> str:
         if not path.is_file():  # a pipe might never end
             raise InvalidRequestError(f"{path} is neither a JSON object nor a file that holds one")
         if path.stat().st_size > MAX_SCHEMA_BYTES:
-            raise InvalidRequestError(f"{path} is larger than {MAX_SCHEMA_BYTES} bytes, which is no schema for an answer")
+            raise InvalidRequestError(f"{path} is larger than {MAX_SCHEMA_BYTES} bytes: no schema for an answer")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         if isinstance(error, InvalidRequestError):
@@ -130,8 +130,8 @@ def answer_questions(
 ) -> Iterator[Reply]:
     """Ask one question after the other; one that fails is a reply too, and the next is asked all the same.
 
-    ``start_ns`` and ``end_ns``: header stamps of the frames to ask about, inclusive; 0: unbounded. ``json_schema``: what
-    every answer is held to, a JSON text; empty: free text.
+    ``start_ns`` and ``end_ns``: header stamps of the frames to ask about, inclusive; 0: unbounded. ``json_schema``: a
+    JSON text that every answer is held to; empty: free text.
     """
     # Here: the engine brings torch, which takes seconds, and whoever wants another name of this module no time.
     from vstream_ros.engine import Question
