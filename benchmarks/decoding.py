@@ -75,7 +75,7 @@ class Decoding:
         started = time.perf_counter()
         native = native_answer(self._answerer, (longer,), self._question).tokens
         native_s = time.perf_counter() - started
-        self._answerer.remember(self._question.text, native)  # it said the same before the tubelet came
+        self._answerer.remember(self._question, native)  # it said the same before the tubelet came
         ours_s, answer = self._ask(longer)
         return native_s, ours_s, list(answer.token_ids) == native
 
@@ -86,7 +86,7 @@ class Decoding:
         self._answerer.config = kept
         vocabulary = self.contest.model.model.get_input_embeddings().num_embeddings
         other = np.random.default_rng(0).integers(0, vocabulary, LENGTH // 2).tolist()
-        self._answerer.remember(self._question.text, [*native[: LENGTH // 2], *other])
+        self._answerer.remember(self._question, [*native[: LENGTH // 2], *other])
         ours_s, answer = self._ask(self.clip)
         return plain_s, ours_s, list(answer.token_ids) == list(plain.token_ids) == native
 

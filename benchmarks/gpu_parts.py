@@ -119,12 +119,13 @@ def decoding(contest: Contest, tubelets: int, tokens: int, bytes_a_second: float
     result["uncaptured_tokens_per_s"] = tokens / median_s(model.device, lambda: ask(contest, clip, one), 1)
     contest.answerer.config = dataclasses.replace(contest.answerer.config, decode_graphs="auto")
     together = [Question(f"{QUESTION} {k}", max_new_tokens=tokens) for k in range(8)]
-    result["ours_tokens_per_s_8_questions"] = 8 * tokens / median_s(model.device, lambda: ask(contest, clip, together), 1)
+    together_s = median_s(model.device, lambda: ask(contest, clip, together), 1)
+    result["ours_tokens_per_s_8_questions"] = 8 * tokens / together_s
     contest.answerer.config = config
     again = [dataclasses.replace(together[0], text=QUESTION)]
     ask(contest, clip, again)
     result["again_s"] = median_s(model.device, lambda: ask(contest, clip, again), 3)
-    choices = tuple(f"{word} {k}" for k, word in enumerate(("red", "green", "blue", "left", "right", "up", "down", "no")))
+    choices = ("red 0", "green 1", "blue 2", "left 3", "right 4", "up 5", "down 6", "no 7")
     chosen = [Question(QUESTION, choices=choices, max_new_tokens=1)]
     result["choices_8_s"] = median_s(model.device, lambda: ask(contest, clip, chosen), 3)
     result["bytes_per_token"] = bytes_per_token(model) + cache_bytes

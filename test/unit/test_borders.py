@@ -41,7 +41,13 @@ ROOMS = {
         ("ros_arguments", 1, {"yaml"}),
         ("images", 1, {"numpy", "cv2", "PIL", "cv_bridge", "rosbags"}),
         ("memory", 2, {"numpy", "cv2"}),
-        ("models", 3, {"numpy", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "qwen_vl_utils"}),
+        (
+            "models", 3,
+            {
+                "numpy", "torch", "transformers", "tokenizers", "huggingface_hub", "safetensors", "qwen_vl_utils",
+                "llguidance",
+            },
+        ),
         ("engine", 4, {"numpy", "torch", "psutil"}),
         ("node", 5, {"numpy", *ROS}),
         ("replay", 5, {"numpy", "cv2", "av", "rosbags", "rich", *ROS}),

@@ -224,6 +224,18 @@ def test_a_recording_s_memory_is_drawn_without_a_model(two_cameras, tmp_path, ca
     assert few.shape[0] > cv2.imread(str(sheet)).shape[0] > 200  # two cameras of one row each
 
 
+def test_answers_in_json_by_a_schema_given_as_text_or_as_a_file(checkpoint, video, tmp_path, capsys):
+    schema = '{"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 1, "maxItems": 3}'
+    (tmp_path / "schema.json").write_text(schema)
+    answers = []
+    for given in (schema, str(tmp_path / "schema.json")):
+        options = ["--model", str(checkpoint), "--device", "cpu", "--json", "--json-schema", given]
+        assert main(["ask", str(video), "What?", "Who?", *options]) == 0
+        answers.append([answer["answer"] for answer in json.loads(capsys.readouterr().out)["answers"]])
+    assert answers[0] == answers[1]
+    assert all(set(json.loads(answer)) <= {"red", "blue"} for answer in answers[0])
+
+
 @pytest.mark.parametrize("name", ["sheet.txt", "sheet", "missing/sheet.png", "folder.png"])
 def test_a_sheet_that_can_t_be_written_is_refused_before_the_work(video, tmp_path, capsys, name):
     (tmp_path / "folder.png").mkdir()

@@ -22,7 +22,7 @@ from vstream_ros.engine.segments import clip_segments
 from vstream_ros.engine.timeline import SyncReport, Timeline
 from vstream_ros.engine.timelines import Timelines
 from vstream_ros.engine.vision_cache import VisionCache
-from vstream_ros.errors import InvalidRequestError, ModelFailedError, VStreamError
+from vstream_ros.errors import IncompleteAnswerError, InvalidRequestError, ModelFailedError, VStreamError
 from vstream_ros.memory.clip import Clip
 from vstream_ros.models.base import GenerationOptions, Prompt, VideoModel
 
@@ -134,7 +134,8 @@ class ClipAnswerer:
             interrupts: asked between two steps and after each token.
 
         Raises:
-            InvalidRequestError: prompt and answer would not fit into the model's context.
+            InvalidRequestError: prompt and answer would not fit into the model's context, or no answer can be held to
+                the schema.
         """
         started_at = time.monotonic()
         prompt = self.prompt(clips, question.text)
@@ -195,14 +196,15 @@ class ClipAnswerer:
         self, prompt: Prompt, question: Question, seed: int, interrupts: Interrupts
     ) -> FreeText | Choices:
         model = self.model
-        options = GenerationOptions(question.max_new_tokens, question.temperature, seed)
+        grammar = model.compile_grammar(question.json_schema) if question.json_schema else None
+        options = GenerationOptions(question.max_new_tokens, question.temperature, seed, grammar=grammar)
         chooser = model.token_chooser(prompt, options)
         if question.choices:
             choices = [model.tokenize(choice) for choice in question.choices]
             return Choices(prompt, chooser, interrupts, choices, branching=model.takes_masks)
         drafts = self.config.drafts == "on" and model.cache_rolls_back and not chooser.samples
         suffix = prompt.input_ids[prompt.prefix_length :].tolist()
-        draft = self._book.draft(question.text, suffix) if drafts else Draft()
+        draft = self._book.draft(_book_key(question), suffix) if drafts else Draft()
         return FreeText(prompt, chooser, question.max_new_tokens, draft, interrupts, model.text_stream())
 
     def _outcome(self, running: Running, failure: Exception | None) -> Outcome:
@@ -216,8 +218,14 @@ class ClipAnswerer:
             return own
         if failure is not None:
             return failure
+        if free and not continuation.is_whole:
+            return IncompleteAnswerError(
+                f"max_new_tokens ({running.question.max_new_tokens}) cut the answer before its JSON was complete; "
+                "raise it, or bound the schema (maxLength, maxItems, enum)",
+                answer=text,
+            )
         if free and not continuation.samples:
-            self._book.remember(running.question.text, tokens)
+            self.remember(running.question, tokens)
         probabilities = () if free else tuple(continuation.probabilities)
         choice = -1 if free else int(np.argmax(probabilities))
         tubelets = running.prompt.tubelets
@@ -232,9 +240,9 @@ class ClipAnswerer:
             token_ids=tokens,
         )
 
-    def remember(self, question: str, token_ids: Sequence[int]) -> None:
+    def remember(self, question: Question, token_ids: Sequence[int]) -> None:
         """``question`` was answered by these tokens, end token included: they are the next answer's draft."""
-        self._book.remember(question, token_ids)
+        self._book.remember(_book_key(question), token_ids)
 
     def encode_ahead(self, clips: Sequence[Clip], archived: Set[int] = frozenset()) -> bool:
         """Compute the features of one tubelet that has none yet; False where there is nothing to do.
@@ -323,6 +331,11 @@ class ClipAnswerer:
                 f"{self.model.name}; shorten the question, or lower max_new_tokens, max_pixels, star_memory_size or "
                 "stream_window_size"
             )
+
+
+def _book_key(question: Question) -> str:
+    """What an answer is remembered by."""
+    return f"{question.text}\0{question.json_schema}"
 
 
 def tubelet_ids(clips: Iterable[Clip]) -> set[int]:

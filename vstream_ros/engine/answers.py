@@ -27,6 +27,8 @@ class Question:
     """0: drawn, and reported in the metrics. Only sampling (temperature > 0) uses it."""
     timeout_s: float = 0.0
     """Wall time including the queue; 0: the engine's default."""
+    json_schema: str = ""
+    """The answer is compact JSON that is valid under this schema, a JSON text; empty: free text."""
 
     @property
     def names_a_part(self) -> bool:
@@ -72,7 +74,8 @@ class Answer:
     text: str
     metrics: AnswerMetrics
     confidence: float = 0.0
-    """Geometric mean of the generated tokens' probabilities (after logits processors, before temperature)."""
+    """Geometric mean of the generated tokens' probabilities (after logits processors, before temperature); under a
+    schema, among the tokens that it allows."""
     choice_index: int = -1
     probabilities: tuple[float, ...] = ()
     frame_cameras: tuple[str, ...] = ()

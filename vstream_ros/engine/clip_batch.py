@@ -105,7 +105,8 @@ class ClipBatch:
         return running
 
     def _open(self) -> Decoder:
-        return Decoder(self._model.open_tail(self.timeline.cache, len(self.prompt) + ANSWER_TOKENS, graphs=self._graphs))
+        needed = len(self.prompt) + ANSWER_TOKENS
+        return Decoder(self._model.open_tail(self.timeline.cache, needed, graphs=self._graphs))
 
     def _part_with_ended(self) -> list[Continuation]:
         running = [c for c in self._running if not c.finished]

@@ -94,7 +94,9 @@ class Decoder:
         """Nobody needs what stands behind the clip any more."""
         self._tail.close()
 
-    def _visible(self, continuations: Sequence[Continuation], rows: Sequence[NewRows], before: int) -> np.ndarray | None:
+    def _visible(
+        self, continuations: Sequence[Continuation], rows: Sequence[NewRows], before: int
+    ) -> np.ndarray | None:
         """As in ``Rows``."""
         if len(rows) == 1 and rows[0].is_chain and len(continuations[0].cached) == self._tail.length:
             return None

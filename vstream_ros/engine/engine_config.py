@@ -82,7 +82,8 @@ class EngineConfig:
     decode_graphs: str = "auto"
     """"auto": on CUDA, passes over few tokens are captured graphs, on a copy of the KV cache; "off": little VRAM."""
     max_question_bytes: int = 16384
-    """UTF-8 bytes of a question's text, cameras and choices together at most; a longer one is refused unread."""
+    """UTF-8 bytes of a question's text, cameras, choices and JSON schema together at most; a longer one is refused
+    unread."""
     max_forks: int = 8
     """KV caches of questions about a part of memory kept at most; the least recently used go first."""
     forks_max_bytes: int = 2 << 30

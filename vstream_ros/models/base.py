@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.frame_spec import FrameSpec
 from vstream_ros.models.tail import Tail
 from vstream_ros.models.token_chooser import TokenChooser
+
+if TYPE_CHECKING:
+    from vstream_ros.models.grammar import CompiledGrammar
 
 TEXT_POSITIONS = ("checkpoint", "transformers")
 """Where the text behind a video may go on; see ``VideoModel.build_prompt``."""
@@ -110,6 +113,8 @@ class GenerationOptions:
     on_token: Callable[[int, float], bool] | None = field(default=None, compare=False)
     """Of native inference: called after each token with its id and log-probability; a true value ends the answer. What
     ``generate`` returns is the answer: this may have been called for one token behind it."""
+    grammar: CompiledGrammar | None = field(default=None, compare=False)
+    """What the answer is held to; none: free text."""
 
 
 class VideoModel(abc.ABC):
@@ -214,6 +219,15 @@ class VideoModel(abc.ABC):
     def text_stream(self) -> Callable[[int], str]:
         """What turns the tokens of one answer, one by one, into pieces of its text. A piece may be empty: a character
         of several tokens comes with its last one. Without special tokens."""
+
+    @abc.abstractmethod
+    def compile_grammar(self, json_schema: str) -> CompiledGrammar:
+        """What holds an answer to a JSON schema, for this model's tokenizer; kept for the next time.
+
+        Raises:
+            InvalidRequestError: the schema can't be enforced, or the library for it is not installed.
+            ModelFailedError: this model has no end token, or a tokenizer that the library can't read.
+        """
 
     @abc.abstractmethod
     def decode_text(self, token_ids: Sequence[int]) -> str:

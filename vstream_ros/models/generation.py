@@ -1,7 +1,8 @@
 """``generate`` of the installed transformers: native inference, and what the engine's own decoder learns from it.
 
-Native inference is one call with a watch on every token. What ``generate`` returns is the answer. The watch is a stopping criterion, and where transformers reads the decision to
-stop one step late, to spare a device the wait, it is shown one token more than is returned.
+Native inference is one call with a watch on every token. What ``generate`` returns is the answer. The watch is a
+stopping criterion, and where transformers reads the decision to stop one step late, to spare a device the wait, it is
+shown one token more than is returned.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from transformers.generation import logits_process as processors
 
 from vstream_ros.errors import ModelFailedError
 from vstream_ros.models.base import GenerationOptions
+from vstream_ros.models.grammar import GrammarProcessor
 from vstream_ros.models.token_chooser import LastScores, TokenChooser
 
 
@@ -85,6 +87,9 @@ def run_generate(model: Any, inputs: dict[str, Any], options: GenerationOptions)
     ``ModelFailedError`` where ``options.on_token`` would be called with a log-probability that is not finite.
     """
     last = LastScores(sampling=options.temperature > 0.0)
+    own = LogitsProcessorList([last])
+    if options.grammar is not None:
+        own.insert(0, GrammarProcessor(options.grammar, inputs["input_ids"].shape[1]))
     watch = None if options.on_token is None else _TokenWatch(options.on_token, last)
     device = inputs["input_ids"].device  # not model.device: the first parameter's, which may be the vision encoder's
     devices = [device] if device.type == "cuda" else []
@@ -94,7 +99,7 @@ def run_generate(model: Any, inputs: dict[str, Any], options: GenerationOptions)
         output = model.generate(
             **inputs,
             generation_config=generation_config(model, options),
-            logits_processor=LogitsProcessorList([last]),
+            logits_processor=own,
             stopping_criteria=StoppingCriteriaList([] if watch is None else [watch]),
         )
     new_tokens: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()
@@ -130,8 +135,8 @@ class _Rules:
 class TokenChoosers:
     """Makes the choosers of one model. ``generate`` prepares what they need and then decodes by a function of ours.
 
-    That takes 2 ms on a fast CPU, and the device is waited for: so what it prepared is kept for the next question of the
-    same length. The model's thread owns it.
+    That takes 2 ms on a fast CPU, and the device is waited for: so what it prepared is kept for the next question of
+    the same length. The model's thread owns it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -154,8 +159,16 @@ class TokenChoosers:
         generator = None
         if options.temperature > 0.0:
             generator = torch.Generator(input_ids.device).manual_seed(options.seed)
-        own = LogitsProcessorList(last if isinstance(p, LastScores) else p for p in rules.processors)
-        return TokenChooser(input_ids, own, last, rules.criteria, rules.end_ids, generator)
+        grammar = None if options.grammar is None else GrammarProcessor(options.grammar, input_ids.shape[1])
+        own = LogitsProcessorList()
+        for processor in rules.processors:
+            if not isinstance(processor, LastScores):
+                own.append(processor)
+                continue
+            if grammar is not None:
+                own.append(grammar)
+            own.append(last)
+        return TokenChooser(input_ids, own, last, rules.criteria, rules.end_ids, generator, grammar)
 
     def _prepare(self, input_ids: torch.Tensor, config: GenerationConfig) -> _Rules:
         prepared: dict[str, Any] = {}

@@ -25,7 +25,9 @@ class Tail(abc.ABC):
     max_rows = 1 << 30
 
     @abc.abstractmethod
-    def forward(self, rows: Rows, clip_rows: int, wanted: np.ndarray, features: Sequence[TubeletFeatures]) -> torch.Tensor:
+    def forward(
+        self, rows: Rows, clip_rows: int, wanted: np.ndarray, features: Sequence[TubeletFeatures]
+    ) -> torch.Tensor:
         """One pass over ``rows``; the first ``clip_rows`` of them, which ``features`` are of, belong to the clip.
 
         Returns:
@@ -49,7 +51,9 @@ class CacheTail(Tail):
         self._model = model
         self._cache = cache
 
-    def forward(self, rows: Rows, clip_rows: int, wanted: np.ndarray, features: Sequence[TubeletFeatures]) -> torch.Tensor:
+    def forward(
+        self, rows: Rows, clip_rows: int, wanted: np.ndarray, features: Sequence[TubeletFeatures]
+    ) -> torch.Tensor:
         logits = self._model.forward(rows, self._cache, wanted, features)
         self.length += len(rows) - clip_rows
         return logits

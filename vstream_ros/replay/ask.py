@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vstream_ros.errors import FrameError, VStreamError
+from vstream_ros.errors import FrameError, InvalidRequestError, VStreamError
 from vstream_ros.replay.frames import Source
 
 if TYPE_CHECKING:
     from vstream_ros.engine import DelayedBatchInferenceEngine, Question
+
+
+MAX_SCHEMA_BYTES = 1 << 20
+"""Of a file; the engine's ``max_question_bytes`` bounds it further."""
 
 
 @dataclass
@@ -95,18 +100,44 @@ def feed(
     return fed
 
 
+def read_schema(text_or_file: str) -> str:
+    """A JSON schema that a command line gives as such or by the name of its file; "" for "".
+
+    Raises ``InvalidRequestError`` where there is no such file, or no text in it.
+    """
+    if not text_or_file or text_or_file.lstrip().startswith("{"):
+        return text_or_file
+    path = Path(text_or_file)
+    try:
+        if not path.is_file():  # a pipe might never end
+            raise InvalidRequestError(f"{path} is neither a JSON object nor a file that holds one")
+        if path.stat().st_size > MAX_SCHEMA_BYTES:
+            raise InvalidRequestError(f"{path} is larger than {MAX_SCHEMA_BYTES} bytes: no schema for an answer")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidRequestError):
+            raise
+        raise InvalidRequestError(f"{path} can't be read: {error}") from error
+
+
 def answer_questions(
-    engine: DelayedBatchInferenceEngine, questions: Sequence[str], *, start_ns: int = 0, end_ns: int = 0
+    engine: DelayedBatchInferenceEngine,
+    questions: Sequence[str],
+    *,
+    start_ns: int = 0,
+    end_ns: int = 0,
+    json_schema: str = "",
 ) -> Iterator[Reply]:
     """Ask one question after the other; one that fails is a reply too, and the next is asked all the same.
 
-    ``start_ns`` and ``end_ns``: header stamps of the frames to ask about, inclusive; 0: unbounded.
+    ``start_ns`` and ``end_ns``: header stamps of the frames to ask about, inclusive; 0: unbounded. ``json_schema``: a
+    JSON text that every answer is held to; empty: free text.
     """
     # Here: the engine brings torch, which takes seconds, and whoever wants another name of this module no time.
     from vstream_ros.engine import Question
 
     for text in questions:
-        yield _ask(engine, Question(text, start_ns=start_ns, end_ns=end_ns))
+        yield _ask(engine, Question(text, start_ns=start_ns, end_ns=end_ns, json_schema=json_schema))
 
 
 def _ask(engine: DelayedBatchInferenceEngine, question: Question) -> Reply:

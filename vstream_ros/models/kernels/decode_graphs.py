@@ -274,7 +274,7 @@ class DecodeGraphs:
         return model.lm_head(states)[0].float()
 
     def _capture(self, count: int) -> None:
-        """Capture the pass over ``count`` rows. The inputs are set: warming up writes what the pass itself will write."""
+        """Capture the pass over ``count`` rows. The inputs are set: warming up writes what the pass itself writes."""
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -298,7 +298,9 @@ class GraphTail(CacheTail):
         self._start = -1
         """Tokens of the clip, once the arena has them."""
 
-    def forward(self, rows: Rows, clip_rows: int, wanted: np.ndarray, features: Sequence[TubeletFeatures]) -> torch.Tensor:
+    def forward(
+        self, rows: Rows, clip_rows: int, wanted: np.ndarray, features: Sequence[TubeletFeatures]
+    ) -> torch.Tensor:
         if self._start < 0 and not clip_rows and len(rows) <= ROWS[-1]:
             held = self._cache.get_seq_length()
             if self._graphs.take(self, self._cache, max(self._needed, held + len(rows))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from vstream_ros.memory.clip import Tubelet
 from vstream_ros.models.base import GenerationOptions, Prompt, Rows, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.frame_spec import FrameSpec
 from vstream_ros.models.generation import TokenChoosers
+from vstream_ros.models.grammar import CompiledGrammar, GrammarCompiler, end_tokens_of
+from vstream_ros.models.json_schema import check_schema
 from vstream_ros.models.kernels.attention import grouped_attention
 from vstream_ros.models.kernels.decode_graphs import DecodeGraphs, GraphTail
 from vstream_ros.models.kernels.kv_cache import SPARE_TOKENS, GrowingLayer
@@ -276,6 +279,16 @@ class QwenVideoModel(VideoModel):
     def _encoder_outputs(self, features: Sequence[TubeletFeatures]) -> dict[str, Any]:
         """``mm_encoder_outputs`` for these tubelets, on the language model's device."""
         return {"video": self.join_features([item.to(self.device) for item in features])} if features else {}
+
+    def compile_grammar(self, json_schema: str) -> CompiledGrammar:
+        check_schema(json_schema)  # it also says where the library is missing
+        return self._grammars.compile(json_schema)
+
+    @functools.cached_property
+    def _grammars(self) -> GrammarCompiler:
+        """Made for the first question with a schema: it takes a second."""
+        ends = end_tokens_of(self.model.generation_config)
+        return GrammarCompiler(self.processor.tokenizer, self._text_config.vocab_size, ends)
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True))
