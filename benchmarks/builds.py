@@ -4,7 +4,7 @@
     python -m benchmarks.builds /tmp/old [--new .] [--tubelets 40 80] [--rounds 5] [--out build/builds.json]
 
 Each build runs in a process of its own, on one thread, with its own ``benchmarks.latency``; the two take turns,
-question by question, so that a machine that changes its speed changes both. A ratio above 1 says that the new one is faster.
+question by question, so that a machine that changes its speed changes both. A ratio above 1: the new one is faster.
 """
 
 from __future__ import annotations

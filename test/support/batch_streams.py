@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 
 from support.equality import Comparison, Generated, compare, generated, native_answer, recorded_choices
-from support.streams import RandomStream, random_question
+from support.streams import RandomStream, StreamKind, random_question
 from vstream_ros.engine.answerer import Running
 from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.engine.continuation import Interrupts
@@ -72,9 +72,9 @@ class Asked:
 class BatchStream:
     """Asks a ``RandomStream``'s memories many questions at once."""
 
-    def __init__(self, model: QwenVideoModel, seed: int, text_positions: str, cameras: int) -> None:
+    def __init__(self, model: QwenVideoModel, seed: int, text_positions: str, kind: StreamKind) -> None:
         self._rng = np.random.default_rng(seed)
-        self.stream = RandomStream(model, self._rng, cameras, text_positions)
+        self.stream = RandomStream(model, self._rng, text_positions, kind)
         self.answerer = self.stream.answerer
         self._vocabulary = model.model.get_input_embeddings().num_embeddings
         self._known: list[Question] = []
@@ -189,4 +189,5 @@ def siblings_seen() -> Iterator[None]:
 
 def run_batches(model: QwenVideoModel, seed: int, *, text_positions: str, steps: int = 3) -> BatchResult:
     """One stream."""
-    return BatchStream(model, seed, text_positions, 1 + seed % 3 // 2).run(steps)
+    kind = StreamKind(cameras=1 + seed % 3 // 2, mixed_sizes=seed % 2 == 1)
+    return BatchStream(model, seed, text_positions, kind).run(steps)
