@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.engines import feed
+from support.engines import Gate, answerer_of, feed
 from support.equality import compare, generated, native_answer, recorded_choices
 from support.faults import fault_at
 from vstream_ros import errors
@@ -73,3 +73,25 @@ def test_a_fault_drops_only_what_it_may_have_damaged() -> None:
         assert engine.ask("and now?", start_ns=500_000_001)[1]["cache_hit"] is True
         metrics = engine.ask("and now?")[1]
         assert metrics["tubelets_reused"] == metrics["tubelets"]
+
+
+def test_a_step_that_raises_ends_its_questions_and_not_the_thread() -> None:
+    model, processor = random_model("qwen2_5_vl")
+    with DelayedBatchInferenceEngine(
+        model, processor, "cpu", memory=MEMORY, max_pixels=84 * 84, max_new_tokens=2
+    ) as engine:
+        feed(engine, 8)
+        answerer = answerer_of(engine)
+        gate = Gate()
+        asked = [engine.submit(Question("what?", max_new_tokens=50), on_text=gate)]
+        assert gate.reached.wait(60)
+        answerer.step = lambda: {}["a defect"]  # type: ignore[method-assign]
+        asked.append(engine.submit(Question("who?")))
+        gate.open()
+        for pending in asked:
+            assert "KeyError" in str(pending.future.exception(timeout=60))
+        del answerer.step
+        assert engine._thread.run(lambda: answerer.running).result(timeout=60) == 0
+        answerer.timelines.check_integrity()
+        assert engine.ask("and now?")[1]["frames"] == 8
+        assert not engine.status().running_question

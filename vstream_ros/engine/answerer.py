@@ -297,6 +297,12 @@ class ClipAnswerer:
         for batch in self._batches:
             batch.restart()
 
+    def abandon(self) -> None:
+        """Forget the running questions and all that was computed: nobody knows what a step that raised has left."""
+        self._batches.clear()
+        self._running.clear()
+        self.drop_caches()
+
     def _metrics(self, running: Running) -> AnswerMetrics:
         finished_at = time.monotonic()
         prompt, report, continuation = running.prompt, running.report, running.continuation

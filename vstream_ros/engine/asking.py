@@ -88,7 +88,12 @@ class QuestionDesk:
         assert answerer is not None  # it is freed only when no question is running
         ended: list[tuple[PendingAnswer, Answer | Exception]] = []
         out_of_memory = False
-        for running, outcome in answerer.step():
+        try:
+            outcomes = answerer.step()
+        except Exception as error:  # noqa: BLE001  (a defect: each question's caller gets it, and the thread lives on)
+            answerer.abandon()
+            outcomes = [(running, error) for running in self._running]
+        for running, outcome in outcomes:
             if isinstance(outcome, Exception) and not isinstance(outcome, VStreamError) and is_out_of_memory(outcome):
                 outcome, out_of_memory = _out_of_memory(outcome), True
             ended.append((self._running.pop(running), outcome))

@@ -69,15 +69,15 @@ class Choices(Continuation):
         return [float(share) for share in shares / shares.sum()]
 
     def rows(self, limit: int, draft_limit: int) -> NewRows:
-        # The question's last token is always computed: its logits are the choices' first.
-        if len(self.cached) == len(self._suffix_ids):
-            self.cached.pop()
         start, whole = len(self.cached), len(self._suffix_ids)
         end = min(whole, start + limit)
         ids, positions = self._chain((), start, end)
         self._batch, self._beginnings, self._kept = [], [], end - start
         if end < whole:
             return NewRows(ids, positions, np.arange(-1, end - start - 1), np.arange(0))
+        # The question's last token is computed again with the next choices: its logits are those of their first. What
+        # stays in the cache is followed by nothing then, so that the next pass needs no mask.
+        self._kept -= 1
         nodes = self._nodes(min(MAX_NODES, limit - (end - start)))
         self._beginnings = [(), *nodes]
         depths = np.array([len(node) for node in nodes], dtype=np.int64)

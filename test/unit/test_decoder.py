@@ -1,0 +1,354 @@
+"""Questions in one batch: each gets the answer that it would get alone, whoever comes, goes or fails beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from support.asking import Asking, asking
+from support.controls import CONTROL_THRESHOLD
+from support.decoding import prompt_of, random_clip, timeline_of
+from vstream_ros.engine import clip_batch, decoder
+from vstream_ros.engine.answerer import ClipAnswerer
+from vstream_ros.engine.answers import Answer, Question
+from vstream_ros.engine.continuation import Interrupts, NewRows
+from vstream_ros.engine.decoder import Decoder
+from vstream_ros.engine.engine_config import EngineConfig
+from vstream_ros.errors import CanceledError, VStreamError
+from vstream_ros.memory.clip import Clip
+from vstream_ros.models.base import Rows
+from vstream_ros.models.qwen.video_model import QwenVideoModel
+
+TEXTS = ("what?", "who is there, and what came before that?", "where is the red car now?", "when?", "why is it so?")
+
+
+@pytest.fixture(autouse=True)
+def _full_length(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", None)
+
+
+@pytest.fixture
+def clips(any_model: QwenVideoModel) -> tuple[Clip, ...]:
+    return (random_clip(any_model, 5),)
+
+
+@pytest.fixture
+def answerer(any_model: QwenVideoModel) -> ClipAnswerer:
+    return ClipAnswerer(any_model, EngineConfig(prefill_chunk_tubelets=2), ["camera"])
+
+
+@pytest.fixture
+def desk(answerer: ClipAnswerer) -> Iterator[Asking]:
+    with asking(answerer) as made:
+        yield made
+
+
+def questions(count: int, length: int = 6) -> list[Question]:
+    return [Question(TEXTS[k % len(TEXTS)], max_new_tokens=length + k % 3) for k in range(count)]
+
+
+def part_of(clips: tuple[Clip, ...], first: int = 2) -> tuple[Clip, ...]:
+    return (replace(clips[0], tubelets=clips[0].tubelets[first:]),)
+
+
+# -- what a row sees ---------------------------------------------------------------------------------------------------
+
+
+class Held:
+    """A continuation of which only that counts which the cache holds."""
+
+    def __init__(self, *cached: int) -> None:
+        self.cached = list(cached)
+
+
+def rows_of(*parents: int) -> NewRows:
+    count = len(parents)
+    return NewRows(np.zeros(count, np.int64), np.zeros((4, count), np.int64), np.array(parents), np.arange(count))
+
+
+def test_a_row_sees_its_own_tokens_and_its_ancestors(answerer: ClipAnswerer) -> None:
+    tree = rows_of(-1, 0, 0, 1)
+    assert not tree.is_chain
+    assert rows_of(-1, 0, 1).is_chain
+    one = Decoder(answerer.model, None)
+    one._tail = 4  # the third is dead
+    visible = one._visible([Held(0, 3), Held(1)], [tree, rows_of(-1, 0)], 0)  # type: ignore[list-item]
+    assert visible is not None
+    assert visible.astype(int).tolist() == [
+        [1, 0, 0, 1, 1, 0, 0, 0, 0, 0],
+        [1, 0, 0, 1, 1, 1, 0, 0, 0, 0],
+        [1, 0, 0, 1, 1, 0, 1, 0, 0, 0],
+        [1, 0, 0, 1, 1, 1, 0, 1, 0, 0],
+        [0, 1, 0, 0, 0, 0, 0, 0, 1, 0],
+        [0, 1, 0, 0, 0, 0, 0, 0, 1, 1],
+    ]
+    one._tail = 0
+    visible = one._visible([Held(), Held()], [rows_of(-1), rows_of(-1)], 2)  # type: ignore[list-item]
+    assert visible is not None
+    # The clip's own last tokens see one another in their order, and every question sees them.
+    assert visible.astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]]
+    assert one._visible([Held()], [rows_of(-1, 0)], 2) is None  # type: ignore[list-item]
+
+
+def test_a_row_that_sees_its_sibling_is_noticed(
+    desk: Asking, clips: tuple[Clip, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The negative control: each row sees everything before it, as it would without a mask."""
+    visible_of = Decoder._visible
+
+    def causal(self: Decoder, *args: Any) -> np.ndarray | None:
+        visible = visible_of(self, *args)
+        return None if visible is None else np.tri(*visible.shape, visible.shape[1] - visible.shape[0], dtype=bool)
+
+    monkeypatch.setattr(Decoder, "_visible", causal)
+    for question in questions(2):
+        desk.begin(clips, question)
+    desk.finish()
+    assert desk.compare(1).logit_difference > CONTROL_THRESHOLD
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whoever_comes_when_every_answer_is_natives(
+    desk: Asking, clips: tuple[Clip, ...], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With drafts that are right, wrong, or right at first, sampled ones, and parts, in batches of any size."""
+    rng = np.random.default_rng(seed)
+    monkeypatch.setattr(decoder, "MAX_DEAD_ROWS", int(rng.integers(0, 20)))
+    monkeypatch.setitem(clip_batch.PASS_ROWS, "cpu", int(rng.choice([5, 16, 48])))
+    for _ in range(7):
+        desk.step(int(rng.integers(0, 4)))
+        if not desk.answerer.has_room():
+            desk.step(20)
+        question = Question(str(rng.choice(TEXTS)), max_new_tokens=int(rng.integers(1, 9)))
+        if rng.random() < 0.2:
+            question = replace(question, temperature=1.0, seed=7)
+        draft = rng.integers(0, 250, 9).tolist()
+        if desk.ended and rng.random() < 0.7:
+            said = list(desk.answer(desk.ended[-1]).token_ids)
+            draft = [*said[: int(rng.integers(0, 9))], *draft]
+        if rng.random() < 0.5:
+            desk.answerer._book.remember(question.text, draft)
+        if rng.random() < 0.3:
+            desk.begin(part_of(clips), question, part="part")
+        else:
+            desk.begin(clips, question)
+    desk.finish()
+    for number in range(7):
+        assert desk.compare(number).equal
+
+
+def test_choices_beside_other_questions_are_what_they_are_alone(
+    desk: Asking, clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", [2, 3])
+    question = Question("where?", choices=("left", "left of it", "right", "nowhere at all"), max_new_tokens=8)
+    alone = ClipAnswerer(any_model, EngineConfig(), ["camera"]).answer(clips, question)
+    desk.begin(clips, Question("what?", max_new_tokens=6))
+    desk.step(4)
+    number = desk.begin(clips, question)
+    desk.begin(clips, Question("who?", max_new_tokens=6))
+    desk.finish()
+    assert desk.answer(number).probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+    assert desk.answer(number).text == alone.text
+    assert all(desk.compare(other).equal for other in (0, 2))
+
+
+def test_where_rows_cannot_be_hidden_choices_come_one_after_another(
+    desk: Asking, clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", [2, 3])
+    question = Question("where?", choices=("left", "left of it", "right", "nowhere at all"), max_new_tokens=8)
+    together = ClipAnswerer(any_model, EngineConfig(), ["camera"]).answer(clips, question)
+    monkeypatch.setattr(any_model, "takes_masks", False)
+    forward = any_model.forward
+
+    def without_mask(rows: Rows, *args: Any) -> torch.Tensor:
+        assert rows.visible is None
+        return forward(rows, *args)
+
+    monkeypatch.setattr(any_model, "forward", without_mask)
+    desk.begin(clips, question)
+    desk.finish()
+    assert desk.answer(0).probabilities == pytest.approx(together.probabilities, abs=1e-5)
+
+
+# -- what is dead ------------------------------------------------------------------------------------------------------
+
+
+def test_rejected_and_ended_tokens_are_hidden_and_then_let_go(
+    desk: Asking, clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One question ends early and the drafts of the others are wrong: their rows lie before those that go on."""
+    monkeypatch.setattr(decoder, "MAX_DEAD_ROWS", 6)
+    moved: list[int] = []
+    keep_rows = any_model.keep_rows
+
+    def counted(cache: Any, start: int, kept: np.ndarray) -> None:
+        moved.append(bool(len(kept)) and int(kept[-1]) != len(kept) - 1)
+        keep_rows(cache, start, kept)
+
+    monkeypatch.setattr(any_model, "keep_rows", counted)
+    for question in (Question(text, max_new_tokens=length) for text, length in zip(TEXTS, (2, 12, 12), strict=False)):
+        desk.answerer._book.remember(question.text, list(range(20, 40)))
+        desk.begin(clips, question)
+    while desk.answerer.running:
+        desk.step()
+        for batch in desk.answerer._batches:
+            behind = batch.timeline.cache.get_seq_length() - batch.prompt.prefix_length
+            needed = sum(len(c.cached) for c in batch._running)
+            assert batch._plan.chunks or behind == batch._decoder._tail <= needed + 6
+    desk.finish()
+    assert any(moved)
+    assert all(desk.compare(number).equal for number in range(3))
+
+
+def test_keep_rows_moves_keys_and_values_and_leaves_forks_alone(
+    any_model: QwenVideoModel, clips: tuple[Clip, ...]
+) -> None:
+    timeline = timeline_of(any_model)
+    timeline.sync(prompt_of(any_model, clips[0]))
+    fork = timeline.fork(len(timeline))
+    cache, start = timeline.cache, len(timeline) - 10
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    for kept in ([0, 1, 4, 5, 8], [0, 1, 2], [1], []):
+        any_model.keep_rows(cache, start, np.array(kept, dtype=np.int64))
+        columns = [*range(start), *(start + k for k in kept)]
+        before = [(keys[:, :, columns], values[:, :, columns]) for keys, values in before]
+        for layer, (keys, values) in zip(cache.layers, before, strict=True):
+            assert layer.get_seq_length() == start + len(kept)
+            assert torch.equal(layer.keys, keys)
+            assert torch.equal(layer.values, values)
+    fork.check_integrity()
+    fresh = timeline_of(any_model)
+    fresh.sync(prompt_of(any_model, clips[0]))
+    for one, other in zip(fork.cache.layers, fresh.cache.layers, strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert torch.equal(one.values, other.values)
+
+
+# -- what goes wrong beside others -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", range(0, 12, 2))
+def test_dropped_caches_in_the_middle_change_no_answer(desk: Asking, clips: tuple[Clip, ...], steps: int) -> None:
+    for question in questions(3):
+        desk.begin(clips, question)
+    desk.begin(part_of(clips), questions(1)[0], part="part")
+    desk.step(steps)
+    desk.answerer.drop_caches()
+    desk.step(2)
+    desk.answerer.drop_caches()
+    desk.finish()
+    assert all(desk.compare(number).equal for number in range(4))
+
+
+def test_a_failing_pass_fails_its_batch_and_no_other(
+    desk: Asking, clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [desk.begin(clips, question) for question in questions(2)]
+    part = desk.begin(part_of(clips), questions(1)[0], part="part")
+    desk.step(7)
+    assert not desk.ended
+    broken = desk.answerer._batches[0].timeline
+    forward = any_model.forward
+
+    def fail(rows: Rows, cache: Any, *args: Any) -> torch.Tensor:
+        if cache is broken.cache:
+            raise KeyError("boom")
+        return forward(rows, cache, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(any_model, "forward", fail)
+        desk.step(2)
+    hit, spared = ([part], whole) if broken is not desk.answerer.timelines.current else (whole, [part])
+    assert desk.ended == hit
+    assert all(isinstance(desk.outcomes[number], KeyError) for number in hit)
+    desk.finish()
+    assert all(desk.compare(number).equal for number in spared)
+    again = desk.begin(clips, questions(1)[0])
+    desk.finish()
+    assert desk.compare(again).equal
+
+
+@pytest.mark.parametrize("fails", ["forward", "keep_rows"])
+def test_who_has_ended_in_the_step_that_fails_is_told_so(
+    desk: Asking, clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    cancelled = False
+    check = Interrupts(lambda: CanceledError("enough") if cancelled else None)
+    desk.begin(clips, questions(1)[0], interrupts=check)
+    desk.begin(clips, questions(2)[1])
+    desk.step(5)
+    assert not desk.ended
+    cancelled = True
+    monkeypatch.setattr(decoder, "MAX_DEAD_ROWS", 0)
+    monkeypatch.setattr(any_model, fails, lambda *_: 1 / 0)
+    desk.step(2)
+    assert isinstance(desk.outcomes[0], CanceledError)
+    assert isinstance(desk.outcomes[1], ZeroDivisionError)
+
+
+@pytest.mark.parametrize("how", ["cancel", "on_text"])
+@pytest.mark.parametrize("steps", range(0, 9, 2))
+def test_one_that_leaves_between_any_two_steps_is_not_noticed_by_the_others(
+    desk: Asking, clips: tuple[Clip, ...], steps: int, how: str
+) -> None:
+    leaves = False
+
+    def check() -> VStreamError | None:
+        return CanceledError("enough") if leaves and how == "cancel" else None
+
+    def on_text(text: str, tokens: int) -> None:
+        if leaves and how == "on_text":
+            raise KeyError("the listener broke")
+
+    for number, question in enumerate(questions(4, length=9)):
+        desk.begin(clips, question, interrupts=Interrupts(check, on_text) if number == 1 else None)
+    desk.step(steps)
+    assert not desk.ended
+    leaves = True
+    desk.finish()
+    error = desk.outcomes[1]
+    assert isinstance(error, VStreamError)
+    assert isinstance(error, CanceledError) == (how == "cancel")
+    assert desk.ended[0] == 1
+    assert all(desk.compare(number).equal for number in (0, 2, 3))
+
+
+# -- whose turn it is --------------------------------------------------------------------------------------------------
+
+
+def test_a_question_about_a_part_does_not_wait_for_the_batch(desk: Asking, clips: tuple[Clip, ...]) -> None:
+    desk.begin(clips, Question("what?", max_new_tokens=40))
+    desk.step(5)
+    part = desk.begin(part_of(clips), Question("who?", max_new_tokens=3), part="part")
+    assert len(desk.answerer._batches) == 2
+    desk.step(2 * 6)
+    assert desk.ended == [part]
+    said = len(desk.running(0).token_ids)
+    desk.step(2)
+    assert len(desk.running(0).token_ids) == said + 2
+    desk.finish()
+    assert desk.compare(0).equal
+    assert desk.compare(part).equal
+
+
+def test_first_tokens_come_in_the_order_of_arrival(
+    desk: Asking, clips: tuple[Clip, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(clip_batch.PASS_ROWS, "cpu", 16)  # about one question
+    order: list[int] = []
+
+    def hears(number: int) -> Interrupts:
+        return Interrupts(on_text=lambda text, tokens: order.append(number) if tokens == 1 else None)
+
+    for number, question in enumerate(questions(4, length=12)):
+        assert desk.begin(clips, question, interrupts=hears(number)) == number
+    desk.finish()
+    assert order == [0, 1, 2, 3]
+    assert all(isinstance(outcome, Answer) for outcome in desk.outcomes.values())
