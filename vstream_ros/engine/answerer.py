@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vstream_ros.engine.answers import Answer, AnswerMetrics, Question
-from vstream_ros.engine.choices import Choices
+from vstream_ros.engine.choices import Choices, tokenize_choices
 from vstream_ros.engine.clip_batch import ClipBatch
 from vstream_ros.engine.continuation import Continuation, Interrupts
 from vstream_ros.engine.drafts import AnswerBook, Draft
@@ -134,13 +134,13 @@ class ClipAnswerer:
             interrupts: asked between two steps and after each token.
 
         Raises:
-            InvalidRequestError: prompt and answer would not fit into the model's context.
+            InvalidRequestError: prompt and answer would not fit into the model's context, or the model can't tell its
+                choices apart.
         """
         started_at = time.monotonic()
         prompt = self.prompt(clips, question.text)
-        self._check_context(prompt, question.max_new_tokens)
-        seed = question.seed
-        if question.temperature > 0.0 and seed == 0:
+        seed = 0 if question.choices else question.seed
+        if question.temperature > 0.0 and seed == 0 and not question.choices:
             seed = secrets.randbits(63) or 1
         continuation = self._continuation(prompt, question, seed, interrupts or Interrupts())
         batch = next((b for b in self._batches if b.serves(prompt)), None)
@@ -195,15 +195,29 @@ class ClipAnswerer:
         self, prompt: Prompt, question: Question, seed: int, interrupts: Interrupts
     ) -> FreeText | Choices:
         model = self.model
+        if question.choices:
+            return self._choices(prompt, question.choices, interrupts)
+        self._check_context(prompt, question.max_new_tokens, "new ones", "max_new_tokens, ")
         options = GenerationOptions(question.max_new_tokens, question.temperature, seed)
         chooser = model.token_chooser(prompt, options)
-        if question.choices:
-            choices = [model.tokenize(choice) for choice in question.choices]
-            return Choices(prompt, chooser, interrupts, choices, branching=model.takes_masks)
         drafts = self.config.drafts == "on" and model.cache_rolls_back and not chooser.samples
         suffix = prompt.input_ids[prompt.prefix_length :].tolist()
         draft = self._book.draft(question.text, suffix) if drafts else Draft()
         return FreeText(prompt, chooser, question.max_new_tokens, draft, interrupts, model.text_stream())
+
+    def _choices(self, prompt: Prompt, texts: Sequence[str], interrupts: Interrupts) -> Choices:
+        model = self.model
+        if len(texts) > 1 and not (model.takes_masks or model.cache_rolls_back):
+            raise InvalidRequestError(
+                "choices need a KV cache that can be rolled back, or attention that takes masks; set kv_cache: full or "
+                "attn_implementation: sdpa"
+            )
+        choices = tokenize_choices(model, texts)
+        longest = max(map(len, choices))
+        self._check_context(prompt, longest, "of the longest of choices", "")
+        # Where the checkpoint forces an end at the greatest length, that lies behind all of them.
+        chooser = model.token_chooser(prompt, GenerationOptions(longest + 2))
+        return Choices(prompt, chooser, interrupts, choices, branching=model.takes_masks)
 
     def _outcome(self, running: Running, failure: Exception | None) -> Outcome:
         continuation = running.continuation
@@ -304,19 +318,20 @@ class ClipAnswerer:
             seed=running.seed,
             model=self.model.name,
         )
+        metrics.passes = continuation.passes
         if isinstance(continuation, FreeText):
             metrics.new_tokens = len(continuation.token_ids)
-            metrics.passes = continuation.passes
             metrics.draft_tokens = continuation.draft.proposed
             metrics.draft_tokens_right = continuation.draft.accepted
         return metrics
 
-    def _check_context(self, prompt: Prompt, max_new_tokens: int) -> None:
-        needed, limit = len(prompt) + max_new_tokens, self.model.context_length
+    def _check_context(self, prompt: Prompt, count: int, what: str, to_lower: str) -> None:
+        """Raise where the prompt and ``count`` tokens more, ``what`` they are, are too many."""
+        needed, limit = len(prompt) + count, self.model.context_length
         if needed > limit:
             raise InvalidRequestError(
-                f"the prompt of {len(prompt)} tokens and {max_new_tokens} new ones exceed the {limit} tokens of "
-                f"{self.model.name}; shorten the question, or lower max_new_tokens, max_pixels, star_memory_size or "
+                f"the prompt of {len(prompt)} tokens and {count} {what} exceed the {limit} tokens of "
+                f"{self.model.name}; shorten them, or lower {to_lower}max_pixels, star_memory_size or "
                 "stream_window_size"
             )
 

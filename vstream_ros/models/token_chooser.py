@@ -6,7 +6,7 @@ reads those of all answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
@@ -85,7 +85,7 @@ class TokenChooser:
         log_probabilities = rows.gather(-1, tokens[:, None])[:, 0] - rows.logsumexp(-1)
         return torch.stack([tokens.double(), log_probabilities.double()], dim=-1)
 
-    def log_probabilities(self, logits: torch.Tensor, answers: Sequence[Sequence[int]]) -> torch.Tensor:
+    def log_probabilities(self, logits: torch.Tensor, answers: Iterable[Sequence[int]]) -> torch.Tensor:
         """(rows, vocabulary) float32: of every token behind each of ``answers``; ``logits`` likewise."""
         if not self._plain:
             rows = [self._processed(row, answer)[1] for row, answer in zip(logits, answers, strict=True)]

@@ -241,7 +241,7 @@ class QwenVideoModel(VideoModel):
         return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def tokenize(self, text: str) -> list[int]:
-        return self.prompts.tokenize(text)
+        return self.prompts.tokenize(self.prompts.neutralise(text))
 
     def count_text_tokens(self, text: str) -> int:
         return len(self.prompts.tokenize(text))
