@@ -81,6 +81,10 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
         help="ask about frames from this header stamp on; a video's count from its start (default: all)",
     )
     add("--end-time", type=parse_seconds, metavar="SECONDS", default="0", help="and up to this one (default: all)")
+    add(
+        "--choice", action="append", default=[], metavar="TEXT",
+        help="answer each question with one of these, the most probable; repeatable",
+    )
     add("--max-new-tokens", type=int, metavar="N", help="length of an answer at most (default: the engine's)")
     add(
         "--timeout", type=float, default=ASK_TIMEOUT_S, metavar="SECONDS",
@@ -175,7 +179,9 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
             if args.memory_sheet is not None:
                 write_sheet(engine.snapshots(), args.memory_sheet)
             replies = []
-            asked = answer_questions(engine, args.questions, start_ns=args.start_time, end_ns=args.end_time)
+            asked = answer_questions(
+                engine, args.questions, start_ns=args.start_time, end_ns=args.end_time, choices=args.choice
+            )
             for number, reply in enumerate(asked, start=1):
                 replies.append(reply)
                 print_reply(notes if args.json else out, number, reply)

@@ -186,7 +186,7 @@ def test_several_cameras(loaded: tuple[Any, Any]) -> None:
         (Question("  \n"), errors.InvalidRequestError, "empty"),
         (Question("a", cameras=("x",)), errors.InvalidRequestError, "'x'"),
         (Question("a", cameras=("camera", "camera")), errors.InvalidRequestError, "twice"),
-        (Question("a", choices=("b", "c")), errors.InvalidRequestError, "choices"),
+        (Question("a", choices=("b", "b")), errors.InvalidRequestError, "choices"),
         (Question("a", temperature=-1.0), errors.InvalidRequestError, "temperature"),
         (Question("a", temperature=float("nan")), errors.InvalidRequestError, "temperature"),
         (Question("a", timeout_s=-1.0), errors.InvalidRequestError, "timeout"),
