@@ -148,7 +148,7 @@ class ClipAnswerer:
             busy = [b.timeline for b in self._batches]
             known = self.timelines
             timeline = known.for_memory(prompt, busy) if part is None else known.for_part(part, prompt, busy)
-            batch = ClipBatch(self.model, timeline, prompt)
+            batch = ClipBatch(self.model, timeline, prompt, graphs=self.config.decode_graphs == "auto")
             self._batches.append(batch)
             report = batch.report
         else:

@@ -21,6 +21,7 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 FEATURES_DEVICES = ("device", "cpu")
 QUANTIZATIONS = ("none", "bitsandbytes-8bit", "bitsandbytes-4bit")
 DRAFTS = ("on", "off")
+DECODE_GRAPHS = ("auto", "off")
 KV_CACHES = ("full", "fp8", "quanto", "hqq")
 
 
@@ -75,6 +76,8 @@ class EngineConfig:
     """Questions answered at the same time at most: those about the same clip share each pass of the model."""
     drafts: str = "on"
     """"on": what the last answer to a question said is tried first and counts where the model says it again; "off"."""
+    decode_graphs: str = "auto"
+    """"auto": on CUDA, passes over few tokens are captured graphs, on a copy of the KV cache; "off": little VRAM."""
     max_question_bytes: int = 16384
     """UTF-8 bytes of a question's text, cameras and choices together at most; a longer one is refused unread."""
     max_forks: int = 8
@@ -98,6 +101,7 @@ class EngineConfig:
             ("quantization", QUANTIZATIONS),
             ("kv_cache", KV_CACHES),
             ("drafts", DRAFTS),
+            ("decode_graphs", DECODE_GRAPHS),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")

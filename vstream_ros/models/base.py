@@ -12,6 +12,7 @@ import torch
 
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.frame_spec import FrameSpec
+from vstream_ros.models.tail import Tail
 from vstream_ros.models.token_chooser import TokenChooser
 
 TEXT_POSITIONS = ("checkpoint", "transformers")
@@ -181,6 +182,15 @@ class VideoModel(abc.ABC):
     def keep_rows(self, cache: Any, start: int, kept: np.ndarray) -> None:
         """Of the tokens that ``cache`` holds from ``start`` on, keep those at ``start + kept`` (rising) and no others.
         Only where ``cache_rolls_back``."""
+
+    @abc.abstractmethod
+    def open_tail(self, cache: Any, needed: int, *, graphs: bool) -> Tail:
+        """For what is computed behind the clip that ``cache`` holds, or all but the last tokens of.
+
+        Args:
+            needed: tokens of clip, question and answer, about.
+            graphs: pass captured graphs to the device, where that is possible, instead of single operations.
+        """
 
     @abc.abstractmethod
     def token_chooser(self, prompt: Prompt, options: GenerationOptions) -> TokenChooser:

@@ -67,6 +67,7 @@ _ENGINE: dict[str, _Row] = {
     "max_queued_questions": ("questions waiting or running at most; further ones are told BUSY", 1, INT_MAX),
     "max_parallel_questions": ("questions answered at the same time at most", 1, 1024),
     "drafts": ("try first what the last answer to a question said: on or off", None, None),
+    "decode_graphs": ("passes over few tokens as captured CUDA graphs: auto or off", None, None),
     "max_question_bytes": ("bytes of a question's texts at most; a longer one is refused", 1, INT_MAX),
     "max_forks": ("KV caches of questions about a part of memory kept at most", 0, INT_MAX),
     "forks_max_bytes": ("bytes of KV caches beside the current one at most", 0, 2**62),

@@ -19,12 +19,14 @@ from vstream_ros.models.base import GenerationOptions, Prompt, Rows, Segment, Tu
 from vstream_ros.models.frame_spec import FrameSpec
 from vstream_ros.models.generation import token_chooser
 from vstream_ros.models.kernels.attention import grouped_attention
+from vstream_ros.models.kernels.decode_graphs import DecodeGraphs, GraphTail
 from vstream_ros.models.kernels.kv_cache import SPARE_TOKENS, GrowingLayer
 from vstream_ros.models.kernels.padded_linear import paddable, padded_linears
 from vstream_ros.models.kernels.patch_embedding import linear_patch_embedding
 from vstream_ros.models.qwen.native import NativeInference
 from vstream_ros.models.qwen.positions import PositionRules, Positions
 from vstream_ros.models.qwen.prompt import PromptBuilder
+from vstream_ros.models.tail import CacheTail, Tail
 from vstream_ros.models.token_chooser import TokenChooser
 
 
@@ -69,6 +71,7 @@ class QwenVideoModel(VideoModel):
         self.prompts = PromptBuilder(model, processor, positions, name)
         self.native = NativeInference(model, processor, self.prompts, positions)
         self._check_cache()
+        self._decode_graphs = DecodeGraphs(model, self.device) if self._can_capture() else None
         self.native.check_layout(name, self.frame_spec)
 
     def _count_weights(self) -> dict[torch.device, int]:
@@ -82,6 +85,16 @@ class QwenVideoModel(VideoModel):
                 "of it"
             )
         return dict(by_device)
+
+    def _can_capture(self) -> bool:
+        on_one_device = {tensor.device for tensor in self.model.model.language_model.parameters()} == {self.device}
+        stock = self._text_config._attn_implementation == "sdpa"
+        return self.device.type == "cuda" and on_one_device and stock and self.cache_rolls_back
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes that captured graphs hold of keys and values."""
+        return 0 if self._decode_graphs is None else self._decode_graphs.nbytes
 
     def build_prompt(
         self, segments: Sequence[Segment], question: str, *, true_time: bool, text_positions: str = "checkpoint"
@@ -225,6 +238,11 @@ class QwenVideoModel(VideoModel):
             return
         for layer in cache.layers:
             layer.keep(start, torch.from_numpy(kept).to(layer.keys.device))
+
+    def open_tail(self, cache: Cache, needed: int, *, graphs: bool) -> Tail:
+        if graphs and self._decode_graphs is not None:
+            return GraphTail(self, cache, self._decode_graphs, needed)
+        return CacheTail(self, cache)
 
     def token_chooser(self, prompt: Prompt, options: GenerationOptions) -> TokenChooser:
         return token_chooser(self.model, torch.from_numpy(prompt.input_ids[None]).to(self.device), options)
