@@ -1,9 +1,9 @@
 """What the probabilities of choices are worth: ``python -m benchmarks.choices``.
 
-vstream-tiny answers questions about held-out scenes in free text and as choices (``choice_questions``). Two ways to make
-a score of a choice are compared: the log-probability of its tokens and its end, and that divided by their number. Into
-``build/choices.json`` and ``build/choices.png``; each scene's answers are kept in ``build/choices``, so that a run that
-was broken off goes on.
+vstream-tiny answers questions about held-out scenes in free text and as choices (``choice_questions``). Two ways to
+make a score of a choice are compared: the log-probability of its tokens and its end, and that divided by their number.
+Into ``build/choices.json`` and ``build/choices.png``; each scene's answers are kept in ``build/choices``, so that a run
+that was broken off goes on.
 """
 
 from __future__ import annotations

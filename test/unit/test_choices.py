@@ -165,7 +165,7 @@ def test_long_choices_take_several_passes(any_model: QwenVideoModel) -> None:
     answerer, clips, question = answerer_for(any_model), clips_for(any_model), asking(*choices)
     answer, logs = scored(answerer, clips, question)
     assert largest_difference(logs, native_scores(answerer, clips, question)) <= TOLERANCE
-    nodes = sum(len(set(c[: k + 1] for c in map(str.strip, choices) if len(c) > k)) for k in range(300))
+    nodes = sum(len({c[: k + 1] for c in map(str.strip, choices) if len(c) > k}) for k in range(300))
     assert nodes > 5 * MAX_NODES
     assert answer.metrics.passes <= math.ceil(nodes / MAX_NODES) + 4  # little is computed twice
 

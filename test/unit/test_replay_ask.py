@@ -152,7 +152,8 @@ def test_the_command_s_json_is_one_document_on_stdout(two_cameras, checkpoint, c
 
 
 def test_choices_on_the_command_line(video, checkpoint, capsys):
-    arguments = ["ask", str(video), "Red?", "Blue?", "--model", str(checkpoint), "--choice", "y\x1b[2J", "--choice", "no"]
+    arguments = ["ask", str(video), "Red?", "Blue?", "--model", str(checkpoint)]
+    arguments += ["--choice", "y\x1b[2J", "--choice", "no"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert out.count("%") == 4

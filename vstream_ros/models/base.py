@@ -207,8 +207,8 @@ class VideoModel(abc.ABC):
 
     @abc.abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text as the model would write it at the beginning of an answer. What looks like a control token
-        stays text, as it does in a prompt."""
+        """Token ids of a text as the model would write it at the beginning of an answer. What looks like a control
+        token stays text, as it does in a prompt."""
 
     @abc.abstractmethod
     def count_text_tokens(self, text: str) -> int:
