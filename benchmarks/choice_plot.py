@@ -22,11 +22,12 @@ def draw(groups: dict[str, Any], path: Path) -> None:
     panels = figure.subplots(2, len(PANELS), sharex=True, squeeze=False, height_ratios=(3, 1))
     for column, (name, title) in enumerate(PANELS.items()):
         _reliability(panels[0, column], groups[name])
-        panels[0, column].set_title(f"{title}, n = {groups[name]['n']}", fontsize=9)
+        errors = " / ".join(f"{groups[name][score]['ece']:.3f}" for score in COLOURS)
+        panels[0, column].set_title(f"{title}, n = {groups[name]['n']}, ECE {errors}", fontsize=9)
         _counts(panels[1, column], groups[name])
     panels[0, 0].set_ylabel("right")
     panels[1, 0].set_ylabel("answers")
-    panels[0, 0].legend(fontsize=8, loc="upper left")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=2)
     FigureCanvasAgg(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
@@ -44,7 +45,7 @@ def _reliability(panel: Axes, group: dict[str, Any]) -> None:
                 [max(high - b["accuracy"], 0.0) for b, (_, high) in zip(bins, intervals, strict=True)],
             ],
             color=colour, marker="o", markersize=4, linewidth=1, elinewidth=0.8,
-            label=f"{LABELS[score]}, ECE {group[score]['ece']:.3f}",
+            label=LABELS[score],
         )
     panel.set_xlim(0, 1)
     panel.set_ylim(0, 1.02)

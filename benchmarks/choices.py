@@ -33,6 +33,7 @@ CODE = (
 )  # fmt: skip
 BINS = 10
 THRESHOLDS = (0.0, 0.5, 0.8, 0.9, 0.99)
+CONFIDENT = 0.9
 SCORES = ("sum", "mean")
 """Of all log-probabilities, and the same by token."""
 
@@ -44,6 +45,17 @@ def shares(record: dict[str, Any], score: str) -> np.ndarray:
         logs = logs / np.array(record["lengths"])
     weights = np.exp(logs - logs.max())
     return weights / weights.sum()
+
+
+def without_truth(records: Sequence[dict[str, Any]], score: str) -> dict[str, int]:
+    """How often a winner is ``CONFIDENT`` where the right answer is not offered, and two others or more are."""
+    most = []
+    for record in records:
+        kept = [k for k in range(len(record["lengths"])) if k != record["truth"]]
+        if len(kept) > 1:
+            others = {name: [record[name][k] for k in kept] for name in ("log_probabilities", "lengths")}
+            most.append(shares(others, score).max())
+    return {"n": len(most), "confident": sum(bool(p >= CONFIDENT) for p in most)}
 
 
 def calibration(confidences: np.ndarray, right: np.ndarray) -> tuple[float, list[dict[str, float]]]:
@@ -87,6 +99,7 @@ def summary(scenes: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
             "confidence": float(confidences.mean()) if records else None,
             "ece": error,
             "bins": bins,
+            "without_truth": without_truth(records, score),
             "winner_is_the_free_text": sum(
                 w == r["free_text"] for w, r in zip(winners, records, strict=True) if r["free_text"] >= 0
             ),
@@ -129,7 +142,9 @@ def measure(args: argparse.Namespace, console: Console) -> list[list[dict[str, A
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the report as tables."""
-    table = Table("kind", "n (scenes)", "free text", "choices, sum", "ECE", "choices, mean", "ECE", title="right, in %")
+    table = Table("kind", "n (scenes)", "free text", "sum", "ECE", "mean", "ECE", title="right, in %")
+    for column in table.columns:
+        column.no_wrap = True
     for kind, row in report["kinds"].items():
         cells = [f"{100 * row[k]['accuracy']:.1f} ({_span(row[k]['ci95'])})" for k in ("free_text", *SCORES)]
         table.add_row(
@@ -142,10 +157,12 @@ def show(report: dict[str, Any], console: Console) -> None:
         console.print(f"{kind}: the free text is a choice {row['free_text_is_a_choice']} times, and wins by {agreed}")
     for row in report["kinds"]["all"]["sum"]["from"]:
         console.print(f"confidence from {row['confidence']}: {row['n']} answers, {row['right']} right")
+    missing = report["kinds"]["all"]["sum"]["without_truth"]
+    console.print(f"truth not offered: {missing['n']} answers, {missing['confident']} of them from {CONFIDENT} on")
 
 
 def _span(interval: Sequence[float]) -> str:
-    return "–".join(f"{100 * end:.1f}" for end in interval)
+    return "–".join(f"{100 * end:.1f}".removesuffix(".0") for end in interval)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -124,6 +124,18 @@ def test_the_end_is_any_of_the_end_tokens_and_no_part_of_a_choice(any_model: Qwe
     assert largest_difference(scored(answerer, clips, question)[1], both) <= TOLERANCE
 
 
+@pytest.mark.parametrize("ends", [None, [10**6]])
+def test_without_an_end_the_tokens_decide(any_model: QwenVideoModel, own_config: Any, ends: list[int] | None) -> None:
+    answerer, clips, question = answerer_for(any_model), clips_for(any_model), asking("up", "down", "do")
+    logs = scored(answerer, clips, question)[1]
+    own_config.eos_token_id = ends
+    answer, endless = scored(answerer, clips, question)
+    assert largest_difference([parts[:-1] for parts in endless], [parts[:-1] for parts in logs]) <= TOLERANCE
+    assert [parts[-1] for parts in endless] == [BANNED] * 3
+    shares = np.exp([sum(parts[:-1]) for parts in logs])
+    assert answer.probabilities == pytest.approx(shares / shares.sum(), rel=1e-3)
+
+
 def test_nothing_of_free_text_matters(any_model: QwenVideoModel, own_config: Any) -> None:
     answerer, clips = answerer_for(any_model), clips_for(any_model)
     plain = scored(answerer, clips, asking(*MIXED))[0]

@@ -49,6 +49,13 @@ def test_the_two_scores_differ_by_the_lengths():
     assert choices.shares(record, "mean").argmax() == 1
 
 
+def test_where_the_truth_is_not_offered_the_others_share_all():
+    sure = {"log_probabilities": [-0.1, -3.0, -9.0], "lengths": [2, 2, 2], "truth": 0}
+    unsure = {"log_probabilities": [-0.1, -3.0, -3.1], "lengths": [2, 2, 2], "truth": 0}
+    two = {"log_probabilities": [-0.1, -3.0], "lengths": [2, 2], "truth": 0}
+    assert choices.without_truth([sure, unsure, two], "sum") == {"n": 2, "confident": 1}
+
+
 def test_a_small_run_writes_report_and_plot_and_goes_on_where_it_was(tmp_path, capsys):
     arguments = ["--n", "1", "--out", str(tmp_path / "c.json"), "--cache", str(tmp_path / "cache")]
     assert choices.main(arguments) == 0

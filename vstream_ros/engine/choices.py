@@ -135,7 +135,9 @@ class Choices(Continuation):
         edges = [(row, token) for row, node in enumerate(self._new) for token in tree.children[node]]
         rows, tokens = torch.tensor(edges, dtype=torch.int64, device=device).reshape(-1, 2).T
         ends = torch.tensor([k for k, node in enumerate(self._new) if node in self._end_logs], device=device).long()
-        end_ids = torch.tensor(self._chooser.end_ids, dtype=torch.int64, device=device)
+        # A checkpoint may name an end that its vocabulary does not have; without any, all choices end alike.
+        known = [token for token in self._chooser.end_ids if token < logits.shape[-1]]
+        end_ids = torch.tensor(known, dtype=torch.int64, device=device)
         values = torch.cat([table[rows, tokens], table[ends][:, end_ids].logsumexp(-1)]).double()
         return torch.stack([torch.zeros_like(values), values], dim=-1)
 
