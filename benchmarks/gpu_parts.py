@@ -114,6 +114,10 @@ def decoding(contest: Contest, tubelets: int, tokens: int, bytes_a_second: float
             rates.append((len(stamps) - 1) / max(stamps[-1] - stamps[0], 1e-9))
         result[f"{name}_tokens_per_s"] = statistics.median(rates)
         result["tokens"] = len(stamps)
+    contest.answerer.config = dataclasses.replace(contest.answerer.config, decode_graphs="off")
+    one = [Question(QUESTION, max_new_tokens=tokens)]
+    result["uncaptured_tokens_per_s"] = tokens / median_s(model.device, lambda: ask(contest, clip, one), 1)
+    contest.answerer.config = dataclasses.replace(contest.answerer.config, decode_graphs="auto")
     together = [Question(f"{QUESTION} {k}", max_new_tokens=tokens) for k in range(8)]
     result["ours_tokens_per_s_8_questions"] = 8 * tokens / median_s(model.device, lambda: ask(contest, clip, together), 1)
     contest.answerer.config = config

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from support.engines import Gate, answerer_of, fails_with, wait_until
-from support.equality import Generated, compare, native_answer, recorded_logits
+from support.equality import Generated, compare, generated, native_answer, recorded_choices
 from support.frames import random_frame
 from vstream_ros import errors
 from vstream_ros.engine import Answer, DelayedBatchInferenceEngine, Question
@@ -60,9 +59,9 @@ def about(start_s: float, end_s: float, text: str = "what was there?") -> Questi
 
 
 def asked(engine: DelayedBatchInferenceEngine, question: Question) -> tuple[Answer, Generated]:
-    with recorded_logits(answerer_of(engine).model.model) as rows:  # type: ignore[attr-defined]
+    with recorded_choices(answerer_of(engine)) as recorded:
         answer = engine.submit(question).future.result(timeout=60)
-    return answer, Generated(list(answer.token_ids), torch.stack(rows))
+    return answer, generated(answer.token_ids, recorded[0])
 
 
 def raw(clips: tuple[Clip, ...], shown: dict[int, np.ndarray]) -> tuple[Clip, ...]:

@@ -7,6 +7,9 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from vstream_ros.engine.clip_batch import answer_alone
+from vstream_ros.engine.timeline import Timeline
+from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.base import GenerationOptions, Segment
 from vstream_ros.models.kernels.attention import (
@@ -81,9 +84,9 @@ def test_only_our_own_calls_use_it(any_model: QwenVideoModel, monkeypatch: pytes
     native = model.native_generate(segments, "what?", GenerationOptions(4), true_time=True)
     assert calls == []
     prompt = model.build_prompt(segments, "what?", true_time=True)
-    cache = model.new_cache()
-    model.prefill(prompt, prompt.prefix_length, model.encode(tubelets), cache)
-    assert model.generate(prompt, cache, GenerationOptions(4)) == native
+    timeline = Timeline(model, VisionCache(model, 1 << 30), 8)
+    timeline.sync(prompt)
+    assert answer_alone(model, timeline, prompt, GenerationOptions(4)).token_ids == native
     assert len(prompt) - prompt.prefix_length in calls
     count = len(calls)
     with pytest.raises(RuntimeError), grouped_attention(model.model.config.get_text_config()):

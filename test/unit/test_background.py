@@ -349,7 +349,9 @@ def test_work_that_does_not_fit_pauses_ends_and_begins_again_with_an_answer(
             feed(engine, 1, start=21 + k)
             assert work.step() is None
         assert tries == [1, 2, 3, 4] + [5] * MAX_FAILURES
-    engine._answer(PendingAnswer(QUESTION, deadline=float("inf"), arrived_at=0.0))
+    engine._desk.begin(PendingAnswer(QUESTION, deadline=float("inf"), arrived_at=0.0))
+    while engine._desk.running:
+        engine._desk.step()
     status = engine.status()
     assert (status.background_state, status.background_failures, status.background_error) == (BackgroundState.ON, 0, "")
     assert steps_until_pause(work) is None

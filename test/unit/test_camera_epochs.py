@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from support.engines import Gate, answerer_of, fails_with, feed
-from support.equality import compare, native_answer, recorded_logits
+from support.equality import compare, generated, native_answer, recorded_choices
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.memory import MemoryConfig
@@ -129,10 +128,10 @@ def test_after_random_clearings_every_answer_is_natives(engine: DelayedBatchInfe
         if not engine.clips(question):
             fails_with(engine.submit(question).future, errors.NoFramesError)
             continue
-        with recorded_logits(answerer.model.model) as rows:  # type: ignore[attr-defined]
+        with recorded_choices(answerer) as recorded:
             answer = engine.submit(question).future.result(timeout=60)
         native = native_answer(answerer, engine.clips(question), question)
-        assert compare(type(native)(list(answer.token_ids), torch.stack(rows)), native).equal
+        assert compare(generated(answer.token_ids, recorded[0]), native).equal
         hits += answer.metrics.prompt_tokens_reused > 30
         answerer.timelines.check_integrity()
         answerer.vision.check_integrity()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from support.engines import Gate, fails_with, feed
-from support.equality import compare, native_answer, recorded_logits
+from support.equality import compare, generated, native_answer, recorded_choices
 from support.frames import random_frame
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, ModelState, Question
@@ -99,11 +99,11 @@ def test_answers_through_the_engine_equal_native(engine: DelayedBatchInferenceEn
     answerer = engine._host.answerer
     assert answerer is not None
     question = Question("what happened?", max_new_tokens=8)
-    with recorded_logits(answerer.model.model) as rows:  # type: ignore[attr-defined]
+    with recorded_choices(answerer) as recorded:
         answer = engine.submit(question).future.result(timeout=60)
     native = native_answer(answerer, engine.clips(), question)
     assert list(answer.token_ids) == native.tokens
-    assert compare(type(native)(list(answer.token_ids), torch.stack(rows)), native).equal
+    assert compare(generated(answer.token_ids, recorded[0]), native).equal
     probabilities = native.logits.log_softmax(-1)[range(len(native.tokens)), native.tokens]
     assert answer.confidence == pytest.approx(float(probabilities.mean().exp()), rel=1e-4)
     assert answer.frame_stamps_ns == tuple(round(k / 2 * 1e9) for k in range(20))
@@ -134,13 +134,13 @@ def test_important_frames_cost_their_own_encoding_and_the_prefill_behind_them(
     assert answerer is not None
     question = Question("and now?", max_new_tokens=8)
     before = answerer.prompt(engine.clips(), "").spans[4][0]  # four tubelets stand before the first new one
-    with recorded_logits(answerer.model.model) as rows:  # type: ignore[attr-defined]
+    with recorded_choices(answerer) as recorded:
         answer = engine.submit(question).future.result(timeout=60)
     assert answer.frame_stamps_ns[8:10] == (3_900_000_000, 3_950_000_000)
     assert (answer.metrics.tubelets, answer.metrics.tubelets_reused) == (8, 6)
     assert answer.metrics.prompt_tokens_reused == before
     native = native_answer(answerer, engine.clips(), question)
-    assert compare(type(native)(list(answer.token_ids), torch.stack(rows)), native).equal
+    assert compare(generated(answer.token_ids, recorded[0]), native).equal
     # Header stamps are exact in nanoseconds only: the frame of second 9 is there already.
     engine.update_star_memory([(important[2][0], 9_000_000_000)], nanoseconds=True)
     assert engine.ask("and now?")[1]["cache_hit"] is True
@@ -187,6 +187,7 @@ def test_several_cameras(loaded: tuple[Any, Any]) -> None:
         (Question("a", cameras=("x",)), errors.InvalidRequestError, "'x'"),
         (Question("a", cameras=("camera", "camera")), errors.InvalidRequestError, "twice"),
         (Question("a", choices=("b", "b")), errors.InvalidRequestError, "choices"),
+        (Question("a", choices=("b", " ")), errors.InvalidRequestError, "choices"),
         (Question("a", temperature=-1.0), errors.InvalidRequestError, "temperature"),
         (Question("a", temperature=float("nan")), errors.InvalidRequestError, "temperature"),
         (Question("a", timeout_s=-1.0), errors.InvalidRequestError, "timeout"),

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from support.engines import answerer_of, feed
-from support.equality import compare, native_answer, recorded_logits
+from support.equality import compare, generated, native_answer, recorded_choices
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, Question
 from vstream_ros.memory import MemoryConfig
@@ -68,10 +67,10 @@ def test_without_forks_a_part_is_answered_all_the_same(loaded: tuple[Any, Any]) 
         feed(engine, 8)
         engine.ask("warm up")
         answerer, question = answerer_of(engine), Question("then?", start_ns=1, max_new_tokens=4)
-        with recorded_logits(answerer.model.model) as rows:  # type: ignore[attr-defined]
+        with recorded_choices(answerer) as recorded:
             answer = engine.submit(question).future.result(timeout=60)
         native = native_answer(answerer, engine.clips(question), question)
-        assert compare(type(native)(list(answer.token_ids), torch.stack(rows)), native).equal
+        assert compare(generated(answer.token_ids, recorded[0]), native).equal
         assert forks_of(engine) == 0
         assert engine.ask("and now?")[1]["cache_hit"] is True
 

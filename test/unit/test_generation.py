@@ -1,41 +1,45 @@
-"""What an answer's tokens are: those that ``generate`` returns, however many its stopping criteria were shown."""
+"""What a native answer's tokens are: those that ``generate`` returns, however many its criteria were shown."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from support.frames import random_frame
+from support.decoding import random_clip, segments_of
+from support.equality import cached_answer, compare, native_answer
 from vstream_ros.engine.answerer import ClipAnswerer
+from vstream_ros.engine.answers import Question
 from vstream_ros.engine.continuation import Interrupts
-from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.engine.engine_config import EngineConfig
-from vstream_ros.errors import CanceledError, ModelFailedError
-from vstream_ros.memory.clip import NANOSECONDS, Clip, Tubelet
+from vstream_ros.errors import ModelFailedError
+from vstream_ros.memory.clip import Clip
+from vstream_ros.models.base import GenerationOptions
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 
 NEW_TOKENS = 5
 QUESTION = Question("what happened?", max_new_tokens=NEW_TOKENS)
 
 
+@pytest.fixture(autouse=True)
+def _full_length(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", None)
+
+
 @pytest.fixture
-def answerer(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch) -> ClipAnswerer:
-    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", None)  # every answer has its full length
+def answerer(any_model: QwenVideoModel) -> ClipAnswerer:
     return ClipAnswerer(any_model, EngineConfig(), ["camera"])
 
 
 @pytest.fixture
 def clips(any_model: QwenVideoModel) -> tuple[Clip, ...]:
-    rng = np.random.default_rng(0)
-    frames = [np.stack([random_frame(rng, *any_model.frame_spec.fit(56, 56))] * 2) for _ in range(2)]
-    return (Clip(tuple(Tubelet(k, "camera", f, (k,), k * NANOSECONDS, 0.0) for k, f in enumerate(frames)), 1.0),)
+    return (random_clip(any_model, 2),)
 
 
 class Criterion(StoppingCriteria):
@@ -83,73 +87,69 @@ def other_generate(
     )
 
 
-def facts(answer: Answer) -> tuple[Any, ...]:
-    return answer.token_ids, answer.text, answer.metrics.new_tokens, pytest.approx(answer.confidence)
+def heard_from(
+    model: QwenVideoModel,
+    clips: tuple[Clip, ...],
+    stops: Callable[[int], bool] = lambda heard: False,
+    max_new_tokens: int = NEW_TOKENS,
+) -> tuple[list[int], list[int]]:
+    """What native inference returns, and what it has reported; ``stops``: whether to end after so many tokens."""
+    heard: list[int] = []
+
+    def hear(token: int, log_probability: float) -> bool:
+        assert log_probability <= 0.0
+        heard.append(token)
+        return stops(len(heard))
+
+    options = GenerationOptions(max_new_tokens, on_token=hear)
+    return model.native_generate(segments_of(clips[0]), QUESTION.text, options, true_time=True), heard
 
 
 def test_the_returned_tokens_are_the_answer(
-    answerer: ClipAnswerer, clips: tuple[Clip, ...], other_generate: Callable[[], None]
+    answerer: ClipAnswerer, clips: tuple[Clip, ...], any_model: QwenVideoModel, other_generate: Callable[[], None]
 ) -> None:
-    plain = answerer.answer(clips, QUESTION)
-    assert len(plain.token_ids) == NEW_TOKENS
+    cached = cached_answer(answerer, clips, QUESTION)
+    plain, heard = heard_from(any_model, clips)
+    assert heard == plain
+    assert len(plain) == NEW_TOKENS
     other_generate()
-    for question in (QUESTION, QUESTION):  # cold in the last chunk, and from the cache
-        answer = answerer.answer(clips, question)
-        assert facts(answer) == facts(plain)
-        answerer.timelines.check_integrity()
-        answerer.drop_caches()
+    native, heard = heard_from(any_model, clips)
+    assert native == plain
+    assert heard[:NEW_TOKENS] == plain
+    assert compare(cached, native_answer(answerer, clips, QUESTION)).equal
 
 
 def test_one_token_that_the_criteria_never_saw(
-    answerer: ClipAnswerer, clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
+    clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    question = Question("what happened?", max_new_tokens=1)
-    plain = answerer.answer(clips, question)
+    plain, _ = heard_from(any_model, clips, max_new_tokens=1)
     generate = any_model.model.generate
     monkeypatch.setattr(any_model.model, "generate", lambda **inputs: hides_the_last(generate, **inputs))
-    answer = answerer.answer(clips, question)
-    assert facts(answer) == facts(plain)
-    assert answer.metrics.first_token_latency >= 0.0
+    assert heard_from(any_model, clips, max_new_tokens=1) == (plain, plain)
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_an_answer_that_is_stopped_keeps_the_returned_tokens(
-    answerer: ClipAnswerer,
-    clips: tuple[Clip, ...],
-    any_model: QwenVideoModel,
-    monkeypatch: pytest.MonkeyPatch,
-    late: bool,
+    clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    whole = answerer.answer(clips, QUESTION)
+    whole, _ = heard_from(any_model, clips)
     if late:
         generate = any_model.model.generate
         monkeypatch.setattr(any_model.model, "generate", lambda **inputs: stops_one_late(generate, **inputs))
-    shown = 0
-
-    def count(text: str, tokens: int) -> None:
-        nonlocal shown
-        shown = tokens
-
-    interrupts = Interrupts(lambda: CanceledError("enough") if shown == 3 else None, count)
-    with pytest.raises(CanceledError) as stopped:
-        answerer.answer(clips, QUESTION, interrupts=interrupts)
-    assert stopped.value.answer == any_model.decode_text(whole.token_ids[:3])
+    stopped, heard = heard_from(any_model, clips, lambda count: count == 3)
+    assert stopped == whole[:3]
+    assert heard == whole[: 4 if late else 3]
 
 
 def test_a_stop_behind_the_last_token_comes_too_late(
-    answerer: ClipAnswerer, clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
+    clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = answerer.answer(clips, QUESTION)
+    plain, _ = heard_from(any_model, clips)
     generate = any_model.model.generate
     monkeypatch.setattr(any_model.model, "generate", lambda **inputs: stops_one_late(generate, **inputs))
-    shown = 0
-
-    def count(text: str, tokens: int) -> None:
-        nonlocal shown
-        shown = tokens
-
-    interrupts = Interrupts(lambda: CanceledError("too late") if shown > NEW_TOKENS else None, count)
-    assert facts(answerer.answer(clips, QUESTION, interrupts=interrupts)) == facts(plain)
+    answer, heard = heard_from(any_model, clips, lambda count: count > NEW_TOKENS)
+    assert answer == plain
+    assert len(heard) == NEW_TOKENS + 1  # or nothing would be tested
 
 
 class NoEvent:
@@ -166,16 +166,17 @@ def test_transformers_own_deferred_stop_check(
     answerer: ClipAnswerer, clips: tuple[Clip, ...], any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which is not for CPUs, but runs on one."""
-    whole = answerer.answer(clips, QUESTION)
-    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", [whole.token_ids[2]])
-    plain = answerer.answer(clips, QUESTION)
-    assert len(plain.token_ids) <= 3
+    whole, _ = heard_from(any_model, clips)
+    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", [whole[2]])
+    plain, heard = heard_from(any_model, clips)
+    assert heard == plain
+    assert len(plain) <= 3
     monkeypatch.setattr("transformers.generation.utils.DeferredStopCheck.is_supported", lambda *_, **__: True)
     monkeypatch.setattr(torch, "Event", NoEvent)
-    shown: list[int] = []
-    interrupts = Interrupts(on_text=lambda _, tokens: shown.append(tokens))
-    assert facts(answerer.answer(clips, QUESTION, interrupts=interrupts)) == facts(plain)
-    assert shown[-1] == len(plain.token_ids) + 1  # or nothing would be tested
+    answer, heard = heard_from(any_model, clips)
+    assert answer == plain
+    assert len(heard) == len(plain) + 1  # or nothing would be tested
+    assert compare(cached_answer(answerer, clips, QUESTION), native_answer(answerer, clips, QUESTION)).equal
     answerer.timelines.check_integrity()
     assert answerer.answer(clips, QUESTION).metrics.cache_hit
 
@@ -188,8 +189,8 @@ def test_transformers_own_deferred_stop_check(
 def test_logits_that_are_not_finite_are_an_error(
     answerer: ClipAnswerer, clips: tuple[Clip, ...], any_model: QwenVideoModel, value: float, temperature: float
 ) -> None:
-    question = Question("what happened?", max_new_tokens=NEW_TOKENS, temperature=temperature, seed=1)
-    plain = answerer.answer(clips, question)
+    question = replace(QUESTION, temperature=temperature, seed=1)
+    plain = cached_answer(answerer, clips, question)
     told: list[str] = []
     weight = any_model.model.lm_head.weight.data
     kept = weight[7].clone()
@@ -197,9 +198,13 @@ def test_logits_that_are_not_finite_are_an_error(
         weight[7] = value
         with pytest.raises(ModelFailedError, match=r"not finite.*torch_dtype"):
             answerer.answer(clips, question, interrupts=Interrupts(on_text=lambda text, _: told.append(text)))
+        with pytest.raises(ModelFailedError, match="not finite"):
+            heard_from(any_model, clips)
     finally:
         weight[7] = kept
     assert told == []
     assert len(answerer.timelines.current) == 0  # what was computed is not to be trusted
     assert answerer.vision.nbytes == 0
-    assert facts(answerer.answer(clips, question)) == facts(plain)
+    again = cached_answer(answerer, clips, question)
+    assert compare(again, plain).equal
+    assert compare(again, native_answer(answerer, clips, question)).equal

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from vstream_ros.memory.clip import Tubelet
-from vstream_ros.models.base import GenerationOptions, Segment
+from vstream_ros.models.base import GenerationOptions, Rows, Segment
 from vstream_ros.models.kernels import padded_linear
 from vstream_ros.models.kernels.padded_linear import FEWEST, LARGE, TILE, paddable, padded_linears
 from vstream_ros.models.qwen.video_model import QwenVideoModel
@@ -95,16 +96,17 @@ def test_only_our_own_calls_use_it(
     segments = [Segment(tubelets, 1.0, 0)]
     prompt = model.build_prompt(segments, "what?", true_time=True)
     cache = model.new_cache()
-    model.prefill(prompt, len(prompt) - 10, model.encode(tubelets), cache)
+    end = len(prompt) - 10
+    model.prefill(prompt, end, model.encode(tubelets), cache)
     rows_computed.clear()
-    tokens = model.generate(prompt, cache, GenerationOptions(1))
+    logits = model.forward(Rows(prompt.input_ids[end:], prompt.position_ids[:, end:]), cache, np.array([9]))
     assert len(layers) > 0
     assert rows_computed.count(TILE) == len(layers)
     assert 10 not in rows_computed
     with monkeypatch.context() as patch:
         patch.setattr(model.model.model.language_model.layers[0], "forward", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            model.prefill(prompt, len(prompt) - 10, model.encode(tubelets), model.new_cache())
+            model.prefill(prompt, end, model.encode(tubelets), model.new_cache())
     rows_computed.clear()
-    assert model.native_generate(segments, "what?", GenerationOptions(1), true_time=True) == tokens
+    assert model.native_generate(segments, "what?", GenerationOptions(1), true_time=True) == logits.argmax(-1).tolist()
     assert TILE not in rows_computed

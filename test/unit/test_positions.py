@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from vstream_ros.engine.clip_batch import answer_alone
+from vstream_ros.engine.timeline import Timeline
+from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.errors import ModelFailedError
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.base import TEXT_POSITIONS, GenerationOptions, Segment
@@ -212,10 +215,8 @@ def test_decoding_goes_on_behind_the_last_position(
     segments = random_segments(any_model, np.random.default_rng(1))
     rules = {"true_time": true_time, "text_positions": text_positions}
     prompt = any_model.build_prompt(segments, "what?", **rules)
-    cache = any_model.new_cache()
-    for segment in segments:
-        end = prompt.spans[prompt.tubelets.index(segment.tubelets[-1])][1]
-        any_model.prefill(prompt, end, any_model.encode(segment.tubelets), cache)
+    timeline = Timeline(any_model, VisionCache(any_model, 1 << 30), 8)
+    timeline.sync(prompt)
     seen: list[np.ndarray] = []
     language_model = any_model.model.model.language_model
     hook = language_model.register_forward_pre_hook(
@@ -223,7 +224,7 @@ def test_decoding_goes_on_behind_the_last_position(
     )
     try:
         any_model.model.model.rope_deltas = torch.tensor([[10**6]])
-        cached = any_model.generate(prompt, cache, GenerationOptions(4))
+        cached = answer_alone(any_model, timeline, prompt, GenerationOptions(4)).token_ids
         any_model.model.model.rope_deltas = torch.tensor([[10**6]])
         native = any_model.native_generate(segments, "what?", GenerationOptions(4), **rules)
     finally:

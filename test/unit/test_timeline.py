@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from support.decoding import finish, free_text, passes_of
 from support.equality import Generated, compare, recorded_logits
 from support.faults import fault_at
 from support.frames import random_frame
+from vstream_ros.engine.clip_batch import ClipBatch, answer_alone
+from vstream_ros.engine.continuation import Interrupts
 from vstream_ros.engine.timeline import Timeline
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.errors import CanceledError
@@ -85,15 +88,17 @@ def test_an_interrupted_sync_keeps_what_was_prefilled(model: QwenVideoModel, tub
     timeline = timeline_of(model, chunk=2)
     calls = 0
 
-    def interrupt() -> None:
+    def interrupt() -> CanceledError | None:
         nonlocal calls
         calls += 1
-        if calls == 3:
-            raise CanceledError("enough")
+        return CanceledError("enough") if calls == 3 else None
 
     prompt = prompt_of(model, tubelets)
-    with pytest.raises(CanceledError):
-        timeline.sync(prompt, interrupt)
+    batch = ClipBatch(model, timeline, prompt)
+    answer = free_text(model, prompt, GenerationOptions(2), interrupts=Interrupts(interrupt))
+    batch.add(answer)
+    finish(batch)
+    assert isinstance(answer.failure, CanceledError)
     timeline.check_integrity()
     assert timeline.tubelet_ids == (0, 1, 2, 3)
     assert timeline.sync(prompt).tubelets_prefilled == 4
@@ -117,40 +122,20 @@ def test_a_failing_layer_leaves_no_half_grown_cache(
     assert timeline.sync(prompt_of(model, tubelets[:4])).tubelets_prefilled == 2
 
 
-def passes_of(model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens in each pass of the language model from now on."""
-    passes: list[int] = []
-    layer = model.model.model.language_model.layers[0]
-    forward = layer.forward
-
-    def counted(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
-        passes.append(hidden_states.shape[1])
-        return forward(hidden_states, **kwargs)
-
-    monkeypatch.setattr(layer, "forward", counted)
-    return passes
-
-
-def test_the_last_chunk_and_the_question_are_one_pass(
-    any_model: QwenVideoModel, tubelets: list[Tubelet], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_chunk_and_the_question_are_one_pass(any_model: QwenVideoModel, tubelets: list[Tubelet]) -> None:
     model = any_model
     rng = np.random.default_rng(1)
     size = model.frame_spec.fit(56, 84)
     tubelets = [replace(t, frames=np.stack([random_frame(rng, *size)] * 2)) for t in tubelets]
     timeline = timeline_of(model, chunk=2)
-    said: list[int] = []
-
-    def hear(token: int, _: float) -> bool:
-        said.append(token)
-        return False
-
-    passes = passes_of(model, monkeypatch)
     for shown, prefilled in ((5, 5), (5, 0), (6, 1)):
         prompt = prompt_of(model, tubelets[:shown])
-        passes.clear()
-        said.clear()
-        report = timeline.answer(prompt, GenerationOptions(3, on_token=hear))
+        batch = ClipBatch(model, timeline, prompt)
+        answer = free_text(model, prompt, GenerationOptions(3))
+        batch.add(answer)
+        with passes_of(model) as passes:
+            finish(batch)
+        report, said = batch.report, answer.token_ids
         timeline.check_integrity()
         assert (report.tubelets_encoded, report.tubelets_prefilled) == (prefilled, prefilled)
         assert report.tokens_reused + report.tokens_computed == len(timeline) == prompt.prefix_length
@@ -178,19 +163,28 @@ def test_a_failing_answer_keeps_what_every_layer_holds(
             raise RuntimeError("the second layer broke")
         return forward(hidden_states, **kwargs)
 
-    def callback(token: int, _: float) -> bool:
+    def callback(text: str, tokens: int) -> None:
         raise RuntimeError("the listener broke")
 
-    on_token = callback if fails_in == "callback" else None
+    batch = ClipBatch(model, timeline, prompt)
     with monkeypatch.context() as patch:
-        if on_token is None:
+        if fails_in == "callback":
+            answer = free_text(model, prompt, GenerationOptions(2), interrupts=Interrupts(on_text=callback))
+            batch.add(answer)
+            finish(batch)
+            assert "the listener broke" in str(answer.failure)
+        else:
             patch.setattr(layer, "forward", fail)
-        with pytest.raises(RuntimeError, match="broke"):
-            timeline.answer(prompt, GenerationOptions(2, on_token=on_token))
+            batch.add(free_text(model, prompt, GenerationOptions(2)))
+            with pytest.raises(RuntimeError, match="broke"):
+                finish(batch)
     timeline.check_integrity()
     kept = (0, 1) if fails_in == "question" else (0, 1, 2)
     assert timeline.tubelet_ids == kept
-    assert timeline.answer(prompt, GenerationOptions(2)).tubelets_prefilled == 3 - len(kept)
+    batch = ClipBatch(model, timeline, prompt)
+    batch.add(free_text(model, prompt, GenerationOptions(2)))
+    finish(batch)
+    assert batch.report.tubelets_prefilled == 3 - len(kept)
     timeline.check_integrity()
 
 
@@ -204,7 +198,7 @@ def test_a_first_pass_that_fails_leaves_an_empty_cache(
 
     monkeypatch.setattr(model.model.model.language_model.layers[0], "forward", fail)
     with pytest.raises(RuntimeError, match="first layer"):
-        timeline.answer(prompt_of(model, tubelets), GenerationOptions(2))
+        answer_alone(model, timeline, prompt_of(model, tubelets), GenerationOptions(2))
     timeline.check_integrity()
     assert len(timeline) == 0
 
@@ -223,7 +217,7 @@ def test_whatever_call_fails_what_is_kept_is_right(any_model: QwenVideoModel) ->
         prompt = prompt_of(model, shown)
         with fault_at(model.model, int(rng.integers(1, 200)), RuntimeError) as raised:
             try:
-                timeline.answer(prompt, GenerationOptions(3))
+                answer_alone(model, timeline, prompt, GenerationOptions(3))
             except RuntimeError:
                 fired += 1
         timeline.check_integrity()
@@ -234,9 +228,8 @@ def test_whatever_call_fails_what_is_kept_is_right(any_model: QwenVideoModel) ->
             timeline.keep_only(set(rng.choice(12, 9).tolist()))
             timeline.check_integrity()
         for held in (timeline, *forks):
-            said: list[int] = []
             with recorded_logits(model.model) as rows:
-                held.answer(prompt, GenerationOptions(3, on_token=lambda token, _, said=said: bool(said.append(token))))
+                said = answer_alone(model, held, prompt, GenerationOptions(3)).token_ids
             held.check_integrity()
             with recorded_logits(model.model) as native_rows:
                 native = model.native_generate(

@@ -176,7 +176,7 @@ class ClipAnswerer:
         try:
             ended = [(c, c.failure) for c in batch.step()]
         except Exception as error:  # noqa: BLE001  (each question's caller gets it)
-            ended = [(c, c.failure or error) for c in batch.close()]
+            ended = [(c, c.failure if c.finished else error) for c in batch.close()]
             self._batches.remove(batch)
             if isinstance(error, ModelFailedError):
                 self.drop_caches()  # what is not finite may be in there
@@ -296,6 +296,7 @@ class ClipAnswerer:
         self.timelines.reset()
         self.vision.clear()
         self._encoded_ahead.clear()
+        self.model.free_scratch()
         for batch in self._batches:
             batch.restart()
 

@@ -77,16 +77,15 @@ class ClipBatch:
         """
         for continuation in self._running:
             continuation.stop_if_due()
-        ended = self._part_with_ended()
-        if not self._running:
-            return ended
+        if ended := self._part_with_ended():
+            return ended  # at once: whatever the next pass raises, it is not about these
         if len(self._plan.chunks) > 1:
             self.timeline.prefill_next(self._plan)
-            return ended
+            return []
         chosen, rows = self._choose_rows()
         with self._clip_rows() as clip_rows:
             self._decoder.step(chosen, rows, clip_rows)
-        return ended + self._part_with_ended()
+        return self._part_with_ended()
 
     def restart(self) -> None:
         """The caches were dropped: begin with the clip again, and go on with each answer where it was."""
@@ -98,7 +97,8 @@ class ClipBatch:
             continuation.forget_cached()
 
     def close(self) -> list[Continuation]:
-        """Leave the timeline with the clip and nothing behind it; returns the questions that had not ended."""
+        """Leave the timeline with the clip and nothing behind it; returns the questions that were left, among them
+        those that had ended in the step that failed."""
         self._decoder.close()
         self.timeline.rollback(min(len(self.timeline), self.prompt.prefix_length))
         running, self._running = self._running, []
@@ -108,11 +108,11 @@ class ClipBatch:
         return Decoder(self._model.open_tail(self.timeline.cache, len(self.prompt) + ANSWER_TOKENS, graphs=self._graphs))
 
     def _part_with_ended(self) -> list[Continuation]:
+        running = [c for c in self._running if not c.finished]
+        if running:  # else the whole tail goes, with ``close``
+            self._decoder.tidy(running)
         ended = [c for c in self._running if c.finished]
-        if ended:
-            self._running = [c for c in self._running if not c.finished]
-        if self._running:  # else the whole tail goes, with ``close``
-            self._decoder.tidy(self._running)
+        self._running = running
         return ended
 
     def _clip_rows(self) -> AbstractContextManager[ClipRows]:

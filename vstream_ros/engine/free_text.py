@@ -92,9 +92,9 @@ class FreeText(Continuation):
         right = 0
         for (token, log_probability), drafted in zip(values.tolist(), (*self._proposed, None), strict=True):
             self._append(int(token), checked_log_probability(log_probability))
+            right += drafted == int(token)  # also the one that ends the answer
             if self.finished or drafted != int(token):
                 break
-            right += 1
         self.draft.judge(len(self._proposed), right)
         return self._behind + right
 

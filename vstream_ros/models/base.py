@@ -127,6 +127,8 @@ class VideoModel(abc.ABC):
     weight_bytes_by_device: Mapping[torch.device, int]
     cache_rolls_back: bool
     """Whether a KV cache can be cropped and forked; one that can't serves a single question."""
+    arena_bytes: int
+    """Bytes of keys and values that are held beside all caches."""
     takes_masks: bool
     """Whether rows of one pass can be hidden from each other: several answers, or a tree of them, at once."""
 
@@ -191,6 +193,10 @@ class VideoModel(abc.ABC):
             needed: tokens of clip, question and answer, about.
             graphs: pass captured graphs to the device, where that is possible, instead of single operations.
         """
+
+    @abc.abstractmethod
+    def free_scratch(self) -> None:
+        """Give back what open tails work on, and what can be built again."""
 
     @abc.abstractmethod
     def token_chooser(self, prompt: Prompt, options: GenerationOptions) -> TokenChooser:

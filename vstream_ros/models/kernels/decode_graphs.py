@@ -142,6 +142,11 @@ class DecodeGraphs:
         layers = () if self._cache is None else self._cache.layers
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
 
+    @property
+    def captured(self) -> tuple[int, ...]:
+        """The numbers of rows of the passes that are captured."""
+        return tuple(self._graphs)
+
     def take(self, owner: object, cache: Cache, needed: int) -> bool:
         """Copy ``cache`` into the arena for ``owner``, with room for ``needed`` tokens; False where that can't be."""
         if self.broken or self.owner is not None:
