@@ -30,7 +30,7 @@ def test_the_truth_is_among_different_choices(kind, truth):
     assert len(places) > 1
     if kind in ONE_TOKEN:
         assert set(offered) == set(ONE_TOKEN[kind])
-    if kind == "now":
+    if kind == "now" and truth != "nothing":
         assert any(truth.startswith(other) or other.startswith(truth) for other in offered if other != truth)
 
 
