@@ -1,4 +1,4 @@
-# make demo, make test: everything from a fresh clone (see README.md). The work is in tools/environment.py.
+# make demo, make test: everything from a fresh clone (see README.md). The work is in tools/.
 
 PYTHON ?= python3
 ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)

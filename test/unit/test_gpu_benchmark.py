@@ -20,7 +20,7 @@ from vstream_ros.memory import Clip
 from vstream_ros.synthetic.random_model import byte_tokenizer, random_weights
 
 CPU = torch.device("cpu")
-CHECKS = 9
+CHECKS = 10
 PARTS = ["vision", "first_token_2", "decoding", "equality", "profiles", "peak_memory", "first_token_3", "longest_clip"]
 
 

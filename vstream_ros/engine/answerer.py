@@ -296,7 +296,6 @@ class ClipAnswerer:
         self.timelines.reset()
         self.vision.clear()
         self._encoded_ahead.clear()
-        self.model.free_scratch()
         for batch in self._batches:
             batch.restart()
 

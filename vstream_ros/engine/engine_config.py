@@ -54,6 +54,9 @@ class EngineConfig:
     max_pixels: int = 4 * 224 * 224
     """Pixels of one frame at most, after scaling with its aspect ratio kept."""
     min_pixels: int = 56 * 56
+    star_max_pixels: int = 0
+    """Pixels of one star frame at most: the past in smaller frames than the window, so that as many tokens show more of
+    it. A clip is then two video blocks, one of each size. 0: star's frames are as large as the others."""
     time_positions: str = "true"
     """"true": temporal positions from the stamps, also over the gaps that eviction leaves; "index": by order alone."""
     text_positions: str = "checkpoint"
@@ -129,6 +132,10 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.min_pixels > self.max_pixels:
             raise ConfigError(f"min_pixels must be <= max_pixels ({self.max_pixels}), got {self.min_pixels}")
+        if self.star_max_pixels and self.star_max_pixels < self.min_pixels:
+            raise ConfigError(
+                f"star_max_pixels must be 0 (off) or >= min_pixels ({self.min_pixels}), got {self.star_max_pixels}"
+            )
         for name in ("features_max_bytes", "max_forks", "forks_max_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")

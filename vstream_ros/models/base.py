@@ -47,7 +47,7 @@ class Segment:
     origin_ns: int
     """Where the times that the prompt spells out start counting: the clip's first tubelet."""
     label: str = ""
-    """Text before the block; empty where there is one camera only."""
+    """Text before the block; empty before the first one where there is one camera only."""
 
     def grid_steps(self, origin_ns: int | None = None) -> list[float]:
         """Time of each tubelet in units of ``second_per_grid`` since ``origin_ns`` (default: the first tubelet).
@@ -133,6 +133,10 @@ class VideoModel(abc.ABC):
     """Whether rows of one pass can be hidden from each other: several answers, or a tree of them, at once."""
 
     @abc.abstractmethod
+    def max_tokens(self, max_pixels: int) -> int:
+        """``max_tokens_per_tubelet`` for frames of at most ``max_pixels`` instead."""
+
+    @abc.abstractmethod
     def build_prompt(
         self, segments: Sequence[Segment], question: str, *, true_time: bool, text_positions: str = "checkpoint"
     ) -> Prompt:
@@ -193,6 +197,10 @@ class VideoModel(abc.ABC):
             needed: tokens of clip, question and answer, about.
             graphs: pass captured graphs to the device, where that is possible, instead of single operations.
         """
+
+    @abc.abstractmethod
+    def prepare(self, tokens: int) -> None:
+        """Do now what the first questions would pay for; ``tokens``: of prompt and answer at most. Never fails."""
 
     @abc.abstractmethod
     def free_scratch(self) -> None:

@@ -56,6 +56,7 @@ _ENGINE: dict[str, _Row] = {
     "local_files_only": ("never ask a model hub, for robots without a network", None, None),
     "max_pixels": ("pixels of one frame at most; larger images are scaled down", 1, INT_MAX),
     "min_pixels": ("pixels of one frame at least; smaller images are scaled up", 1, INT_MAX),
+    "star_max_pixels": ("pixels of one long-term frame at most; 0: as the others", 0, INT_MAX),
     "time_positions": ("true: temporal positions from the stamps; index: from the order alone", None, None),
     "text_positions": ("where text goes on behind a video: checkpoint (as trained) or transformers", None, None),
     "camera_block_s": ("seconds of one camera's video in a row, in a question over several cameras", 0.0, 1e9),

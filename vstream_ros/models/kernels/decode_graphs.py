@@ -149,19 +149,35 @@ class DecodeGraphs:
 
     def take(self, owner: object, cache: Cache, needed: int) -> bool:
         """Copy ``cache`` into the arena for ``owner``, with room for ``needed`` tokens; False where that can't be."""
-        if self.broken or self.owner is not None:
-            return False
-        room = needed + ROWS[-1]  # rows that fill up a pass write behind all others
-        try:
-            if room > self._capacity:
-                self._make(cache, -(-room // BLOCK) * BLOCK)
-        except torch.OutOfMemoryError as error:
-            self.release()
-            self.broken = f"no room for the arena: {error}"
-            logger.warning("answers go on without captured graphs: %s", self.broken)
+        if self.owner is not None or not self._has_room(cache, needed):
             return False
         self._copy(cache)
         self.owner = owner
+        return True
+
+    def prepare(self, cache: Cache, needed: int) -> None:
+        """Have an arena with room for ``needed`` tokens, and every graph on it; ``cache``: like whose layers it is."""
+        if self._has_room(cache, needed) and self._device.type == "cuda":
+            try:
+                with torch.inference_mode():
+                    for count in ROWS:
+                        self._capture(count)
+            except RuntimeError as error:  # out of memory is one, too
+                self.release()
+                self.broken = str(error).partition("\n")[0]
+                logger.warning("answers go on without captured graphs: %s", self.broken)
+
+    def _has_room(self, cache: Cache, needed: int) -> bool:
+        room = needed + ROWS[-1]  # rows that fill up a pass write behind all others
+        if self.broken or room <= self._capacity:
+            return not self.broken
+        try:
+            self._make(cache, -(-room // BLOCK) * BLOCK)
+        except torch.OutOfMemoryError as error:
+            self.release()
+            self.broken = str(error).partition("\n")[0]
+            logger.warning("answers go on without captured graphs, there is no room for them: %s", self.broken)
+            return False
         return True
 
     @torch.inference_mode()

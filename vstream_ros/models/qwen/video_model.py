@@ -68,7 +68,7 @@ class QwenVideoModel(VideoModel):
         self.context_length = self._text_config.max_position_embeddings
         self.weight_bytes_by_device = self._count_weights()
         self.weight_bytes = sum(self.weight_bytes_by_device.values())
-        self.max_tokens_per_tubelet = max_pixels // self.frame_spec.factor**2 + self.tokens_between_tubelets
+        self.max_tokens_per_tubelet = self.max_tokens(max_pixels)
         positions = self.positions_class(model)
         self.prompts = PromptBuilder(model, processor, positions, name)
         self.native = NativeInference(model, processor, self.prompts, positions)
@@ -104,9 +104,20 @@ class QwenVideoModel(VideoModel):
         """Of the passes that are captured graphs."""
         return [] if self._decode_graphs is None else sorted(self._decode_graphs.captured)
 
+    def prepare(self, tokens: int) -> None:
+        if self._decode_graphs is None:
+            return
+        cache = self.new_cache()
+        one = Rows(np.zeros(1, np.int64), np.zeros((4, 1), np.int64))
+        self.forward(one, cache, np.arange(1))  # the layers' keys and values have their shapes
+        self._decode_graphs.prepare(cache, tokens)
+
     def free_scratch(self) -> None:
         if self._decode_graphs is not None:
             self._decode_graphs.release()
+
+    def max_tokens(self, max_pixels: int) -> int:
+        return max_pixels // self.frame_spec.factor**2 + self.tokens_between_tubelets
 
     def build_prompt(
         self, segments: Sequence[Segment], question: str, *, true_time: bool, text_positions: str = "checkpoint"
