@@ -307,7 +307,7 @@ def test_a_choice_that_exceeds_the_context(any_model: QwenVideoModel, monkeypatc
     held = len(answerer.prompt(clips, "what is it?"))
     monkeypatch.setattr(any_model, "context_length", held + 20)
     assert answerer.answer(clips, asking("x" * 20, "y", max_new_tokens=4000)).choice_index in (0, 1)
-    with pytest.raises(InvalidRequestError, match="21 of the longest of choices"):
+    with pytest.raises(InvalidRequestError, match="the longest of choices, 21, exceed"):
         answerer.begin(clips, asking("y", "x" * 21))
     assert answerer.running == 0
 

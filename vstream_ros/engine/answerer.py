@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vstream_ros.engine.answers import Answer, AnswerMetrics, Question
-from vstream_ros.engine.choices import Choices, tokenize_choices
+from vstream_ros.engine.choices import Choices, begin_choices
 from vstream_ros.engine.clip_batch import ClipBatch
 from vstream_ros.engine.continuation import Continuation, Interrupts
 from vstream_ros.engine.drafts import AnswerBook, Draft
@@ -134,8 +134,7 @@ class ClipAnswerer:
             interrupts: asked between two steps and after each token.
 
         Raises:
-            InvalidRequestError: prompt and answer would not fit into the model's context, or the model can't tell its
-                choices apart.
+            InvalidRequestError: prompt and answer would not fit into the model's context, or ``begin_choices`` says so.
         """
         started_at = time.monotonic()
         prompt = self.prompt(clips, question.text)
@@ -196,8 +195,8 @@ class ClipAnswerer:
     ) -> FreeText | Choices:
         model = self.model
         if question.choices:
-            return self._choices(prompt, question.choices, interrupts)
-        self._check_context(prompt, question.max_new_tokens, "new ones", "max_new_tokens, ")
+            return begin_choices(model, prompt, question.choices, interrupts)
+        self._check_context(prompt, question.max_new_tokens)
         options = GenerationOptions(question.max_new_tokens, question.temperature, seed)
         chooser = model.token_chooser(prompt, options)
         drafts = self.config.drafts == "on" and model.cache_rolls_back and not chooser.samples
@@ -205,24 +204,9 @@ class ClipAnswerer:
         draft = self._book.draft(question.text, suffix) if drafts else Draft()
         return FreeText(prompt, chooser, question.max_new_tokens, draft, interrupts, model.text_stream())
 
-    def _choices(self, prompt: Prompt, texts: Sequence[str], interrupts: Interrupts) -> Choices:
-        model = self.model
-        if len(texts) > 1 and not (model.takes_masks or model.cache_rolls_back):
-            raise InvalidRequestError(
-                "choices need a KV cache that can be rolled back, or attention that takes masks; set kv_cache: full or "
-                "attn_implementation: sdpa"
-            )
-        choices = tokenize_choices(model, texts)
-        longest = max(map(len, choices))
-        self._check_context(prompt, longest, "of the longest of choices", "")
-        # Where the checkpoint forces an end at the greatest length, that lies behind all of them.
-        chooser = model.token_chooser(prompt, GenerationOptions(longest + 2))
-        return Choices(prompt, chooser, interrupts, choices, branching=model.takes_masks)
-
     def _outcome(self, running: Running, failure: Exception | None) -> Outcome:
         continuation = running.continuation
-        free = isinstance(continuation, FreeText)
-        tokens = tuple(continuation.token_ids) if free else ()
+        tokens = tuple(continuation.token_ids) if isinstance(continuation, FreeText) else ()
         text = self.model.decode_text(tokens)
         if isinstance(failure, VStreamError):
             own = type(failure)(str(failure), answer=text)  # another question may have failed of the same
@@ -230,15 +214,21 @@ class ClipAnswerer:
             return own
         if failure is not None:
             return failure
-        if free and not continuation.samples:
-            self._book.remember(running.question.text, tokens)
-        probabilities = () if free else tuple(continuation.probabilities)
-        choice = -1 if free else int(np.argmax(probabilities))
+        choice = -1
+        probabilities: tuple[float, ...] = ()
+        if isinstance(continuation, Choices):
+            probabilities = tuple(continuation.probabilities)
+            choice = int(np.argmax(probabilities))
+            text, confidence = running.question.choices[choice], probabilities[choice]
+        else:
+            confidence = continuation.confidence
+            if not continuation.samples:
+                self._book.remember(running.question.text, tokens)
         tubelets = running.prompt.tubelets
         return Answer(
-            text=text if free else running.question.choices[choice],
+            text=text,
             metrics=self._metrics(running),
-            confidence=continuation.confidence if free else probabilities[choice],
+            confidence=confidence,
             choice_index=choice,
             probabilities=probabilities,
             frame_cameras=tuple(t.camera for t in tubelets for _ in t.stamps_ns),
@@ -325,13 +315,12 @@ class ClipAnswerer:
             metrics.draft_tokens_right = continuation.draft.accepted
         return metrics
 
-    def _check_context(self, prompt: Prompt, count: int, what: str, to_lower: str) -> None:
-        """Raise where the prompt and ``count`` tokens more, ``what`` they are, are too many."""
-        needed, limit = len(prompt) + count, self.model.context_length
+    def _check_context(self, prompt: Prompt, max_new_tokens: int) -> None:
+        needed, limit = len(prompt) + max_new_tokens, self.model.context_length
         if needed > limit:
             raise InvalidRequestError(
-                f"the prompt of {len(prompt)} tokens and {count} {what} exceed the {limit} tokens of "
-                f"{self.model.name}; shorten them, or lower {to_lower}max_pixels, star_memory_size or "
+                f"the prompt of {len(prompt)} tokens and {max_new_tokens} new ones exceed the {limit} tokens of "
+                f"{self.model.name}; shorten the question, or lower max_new_tokens, max_pixels, star_memory_size or "
                 "stream_window_size"
             )
 

@@ -12,7 +12,7 @@ import torch
 from vstream_ros.engine.choice_tree import ChoiceTree
 from vstream_ros.engine.continuation import Continuation, Interrupts, NewRows
 from vstream_ros.errors import InvalidRequestError
-from vstream_ros.models.base import Prompt, VideoModel
+from vstream_ros.models.base import GenerationOptions, Prompt, VideoModel
 from vstream_ros.models.generation import checked_log_probability
 from vstream_ros.models.token_chooser import TokenChooser
 
@@ -38,6 +38,30 @@ def tokenize_choices(model: VideoModel, choices: Sequence[str]) -> list[tuple[in
             raise InvalidRequestError(f"{other} and {shown} of choices are the same to {model.name}; leave one out")
         seen[tokens] = choice
     return list(seen)
+
+
+def begin_choices(model: VideoModel, prompt: Prompt, texts: Sequence[str], interrupts: Interrupts) -> Choices:
+    """What answers ``prompt`` with one of ``texts``. Computes nothing yet.
+
+    Raises ``InvalidRequestError`` where ``model`` can't: they don't fit into its context, it can't tell them apart, or
+    its cache can't be brought back for a second one.
+    """
+    if len(texts) > 1 and not (model.takes_masks or model.cache_rolls_back):
+        raise InvalidRequestError(
+            "choices need a KV cache that can be rolled back, or attention that takes masks; set kv_cache: full or "
+            "attn_implementation: sdpa"
+        )
+    choices = tokenize_choices(model, texts)
+    longest = max(map(len, choices))
+    if len(prompt) + longest > model.context_length:
+        raise InvalidRequestError(
+            f"the prompt of {len(prompt)} tokens and the longest of choices, {longest}, exceed the "
+            f"{model.context_length} tokens of {model.name}; shorten question or choices, or lower max_pixels, "
+            "star_memory_size or stream_window_size"
+        )
+    # Where the checkpoint forces an end at the greatest length, that lies behind all of them.
+    chooser = model.token_chooser(prompt, GenerationOptions(longest + 2))
+    return Choices(prompt, chooser, interrupts, choices, branching=model.takes_masks)
 
 
 class Choices(Continuation):
