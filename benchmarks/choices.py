@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -22,7 +23,7 @@ from rich.table import Table
 from benchmarks.choice_plot import draw
 from benchmarks.choice_questions import KINDS, MANY_TOKENS, ask_scene
 from benchmarks.result_cache import ResultCache, code_of, weights_of
-from support.intervals import bootstrap
+from support.intervals import bootstrap, wilson
 from support.shapes_accuracy import HELD_OUT_SEED
 
 FIRST_SEED = HELD_OUT_SEED + 500_000
@@ -112,10 +113,11 @@ def summary(scenes: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _share(scenes: Sequence[Sequence[dict[str, Any]]], right: Sequence[bool]) -> dict[str, Any]:
-    """How many are right, with an interval over scenes, whose questions are not independent of each other."""
+    """How many are right, with an interval over scenes, whose questions are not independent of each other; Wilson's where
+    scenes can't tell: none, or all are right."""
     outcomes = iter(right)
     counts = [(sum(next(outcomes) for _ in scene), len(scene)) for scene in scenes]
-    low, high = bootstrap(counts)
+    low, high = bootstrap(counts) if 0 < sum(right) < len(right) else wilson(int(sum(right)), len(right))
     return {"right": int(sum(right)), "accuracy": sum(right) / max(len(right), 1), "ci95": [low, high]}
 
 
@@ -142,14 +144,12 @@ def measure(args: argparse.Namespace, console: Console) -> list[list[dict[str, A
 
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the report as tables."""
-    table = Table("kind", "n (scenes)", "free text", "sum", "ECE", "mean", "ECE", title="right, in %")
-    for column in table.columns:
-        column.no_wrap = True
+    table = Table("kind", "n", "free text", "sum", "ECE", "mean", "ECE", title="right, in %", box=box.SIMPLE)
     for kind, row in report["kinds"].items():
         cells = [f"{100 * row[k]['accuracy']:.1f} ({_span(row[k]['ci95'])})" for k in ("free_text", *SCORES)]
         table.add_row(
-            kind, f"{row['n']} ({row['scenes']})", cells[0],
-            cells[1], f"{row['sum']['ece']:.3f}", cells[2], f"{row['mean']['ece']:.3f}",
+            kind, str(row["n"]), cells[0],
+            cells[1], f"{row['sum']['ece']:.3f}", cells[2].split()[0], f"{row['mean']['ece']:.3f}",
         )
     console.print(table)
     for kind, row in report["kinds"].items():
