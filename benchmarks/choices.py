@@ -113,7 +113,7 @@ def summary(scenes: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _share(scenes: Sequence[Sequence[dict[str, Any]]], right: Sequence[bool]) -> dict[str, Any]:
-    """How many are right, with an interval over scenes, whose questions are not independent of each other; Wilson's where
+    """How many are right, with an interval over scenes, as their questions are not independent; Wilson's where
     scenes can't tell: none, or all are right."""
     outcomes = iter(right)
     counts = [(sum(next(outcomes) for _ in scene), len(scene)) for scene in scenes]
