@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from support.engines import fails_with, feed
 from support.equality import compare, generated, native_answer, recorded_choices

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from support.engines import feed
 from support.equality import compare, generated, native_answer, recorded_choices

@@ -236,6 +236,10 @@ class ClipAnswerer:
             token_ids=tokens,
         )
 
+    def remember(self, question: str, token_ids: Sequence[int]) -> None:
+        """``question`` was answered by these tokens, end token included: they are the next answer's draft."""
+        self._book.remember(question, token_ids)
+
     def encode_ahead(self, clips: Sequence[Clip], archived: Set[int] = frozenset()) -> bool:
         """Compute the features of one tubelet that has none yet; False where there is nothing to do.
 

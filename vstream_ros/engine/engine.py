@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vstream_ros.engine.answers import Answer, DeviceMemory, EngineStatus, ModelState, Question
+from vstream_ros.engine.answers import DeviceMemory, EngineStatus, ModelState, Question
 from vstream_ros.engine.asking import QuestionDesk
 from vstream_ros.engine.background import WorkAhead
 from vstream_ros.engine.camera_memories import CameraMemories

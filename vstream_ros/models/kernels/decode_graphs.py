@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from vstream_ros.models.base import Rows, TubeletFeatures
 from vstream_ros.models.kernels.attention import STOCK
-from vstream_ros.models.tail import CacheTail, Tail
+from vstream_ros.models.tail import CacheTail
 
 logger = logging.getLogger(__name__)
 
