@@ -81,6 +81,10 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
         help="ask about frames from this header stamp on; a video's count from its start (default: all)",
     )
     add("--end-time", type=parse_seconds, metavar="SECONDS", default="0", help="and up to this one (default: all)")
+    add(
+        "--choice", action="append", default=[], metavar="TEXT",
+        help="answer each question with one of these, the most probable; repeatable",
+    )
     add("--max-new-tokens", type=int, metavar="N", help="length of an answer at most (default: the engine's)")
     add("--json-schema", metavar="FILE_OR_TEXT", default="", help="answer with JSON that is valid under this schema")
     add(
@@ -181,7 +185,8 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
                 write_sheet(engine.snapshots(), args.memory_sheet)
             replies = []
             asked = answer_questions(
-                engine, args.questions, start_ns=args.start_time, end_ns=args.end_time, json_schema=schema
+                engine, args.questions, start_ns=args.start_time, end_ns=args.end_time, choices=args.choice,
+                json_schema=schema,
             )
             for number, reply in enumerate(asked, start=1):
                 replies.append(reply)

@@ -173,7 +173,7 @@ def test_what_sets_up_a_clone_needs_nothing_that_is_installed() -> None:
 
 def test_tests_import_no_benchmark() -> None:
     """They would pull in its arguments and its output with its helpers; what both need stands in test/support."""
-    theirs = ("test_eval_memory.py", "test_annotations.py", "test_gpu_benchmark.py")
+    theirs = ("test_eval_memory.py", "test_eval_choices.py", "test_annotations.py", "test_gpu_benchmark.py")
     tests_of_benchmarks = {ROOT / "test" / "unit" / name for name in theirs}
     for path in sorted(set((ROOT / "test").rglob("*.py")) - tests_of_benchmarks):
         names = {name for name in imported(path) if name.partition(".")[0] == "benchmarks"}

@@ -151,6 +151,25 @@ def test_the_command_s_json_is_one_document_on_stdout(two_cameras, checkpoint, c
     assert "1 damaged frames left out" in captured.err
 
 
+def test_choices_on_the_command_line(video, checkpoint, capsys):
+    arguments = ["ask", str(video), "Red?", "Blue?", "--model", str(checkpoint)]
+    arguments += ["--choice", "y\x1b[2J", "--choice", "no"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("%") == 4
+    assert "\x1b" not in out
+    assert main([*arguments, "--json"]) == 0
+    for answer in json.loads(capsys.readouterr().out)["answers"]:
+        assert answer["probabilities"].keys() == {"y\x1b[2J", "no"}
+        assert sum(answer["probabilities"].values()) == pytest.approx(1.0)
+        assert answer["confidence"] == max(answer["probabilities"].values())
+        assert answer["probabilities"][answer["answer"]] == answer["confidence"]
+    assert main([*arguments, "--json", "--choice", "no "]) == 1
+    failed = json.loads(capsys.readouterr().out)["answers"]
+    assert [reply["error_code"] for reply in failed] == ["INVALID_REQUEST"] * 2
+    assert failed[0].keys() == {"question", "answer", "error_code", "message"}
+
+
 def test_the_json_says_which_frames_were_shown_and_which_were_asked_about(tmp_path, checkpoint, capsys):
     """A bag in a folder, whose stamps are 99.999 s, 100.099 s, ...; memory keeps one of each half second."""
     bag = image_bag(tmp_path / "scene" / "0-2s", pictures(20, 60, 80))

@@ -61,8 +61,9 @@ def _check_choices(choices: tuple[str, ...]) -> None:
         raise InvalidRequestError(f"choices holds {len(choices)} texts; give {MAX_CHOICES} at most")
     if any(not choice.strip() for choice in choices):
         raise InvalidRequestError("one of choices is empty; write out each answer, or leave choices empty")
-    if len(set(choices)) != len(choices):
-        twice = next(choice for k, choice in enumerate(choices) if choice in choices[:k])
+    bare = [choice.strip() for choice in choices]  # white space around a choice does not count
+    if len(set(bare)) != len(bare):
+        twice = next(choice for k, choice in enumerate(bare) if choice in bare[:k])
         raise InvalidRequestError(f"choices holds {reprlib.repr(twice)} twice; give each answer once")
 
 

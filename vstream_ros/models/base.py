@@ -132,14 +132,17 @@ class VideoModel(abc.ABC):
     weight_bytes_by_device: Mapping[torch.device, int]
     cache_rolls_back: bool
     """Whether a KV cache can be cropped and forked; one that can't serves a single question."""
-    arena_bytes: int
-    """Bytes of keys and values that are held beside all caches."""
     takes_masks: bool
     """Whether rows of one pass can be hidden from each other: several answers, or a tree of them, at once."""
 
     @abc.abstractmethod
     def max_tokens(self, max_pixels: int) -> int:
         """``max_tokens_per_tubelet`` for frames of at most ``max_pixels`` instead."""
+
+    @property
+    @abc.abstractmethod
+    def arena_bytes(self) -> int:
+        """Bytes of keys and values that are held beside all caches."""
 
     @abc.abstractmethod
     def build_prompt(
@@ -235,7 +238,8 @@ class VideoModel(abc.ABC):
 
     @abc.abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text as the model would write it at the beginning of an answer."""
+        """Token ids of a text as the model would write it at the beginning of an answer. What looks like a control
+        token stays text, as it does in a prompt."""
 
     @abc.abstractmethod
     def count_text_tokens(self, text: str) -> int:

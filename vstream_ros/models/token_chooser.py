@@ -6,7 +6,7 @@ reads those of all answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
@@ -101,7 +101,7 @@ class TokenChooser:
         """Whether the answer's grammar takes it as a whole one, not cut; any is where there is none."""
         return self._grammar is None or self._grammar.is_whole(answer)
 
-    def log_probabilities(self, logits: torch.Tensor, answers: Sequence[Sequence[int]]) -> torch.Tensor:
+    def log_probabilities(self, logits: torch.Tensor, answers: Iterable[Sequence[int]]) -> torch.Tensor:
         """(rows, vocabulary) float32: of every token behind each of ``answers``; ``logits`` likewise."""
         if not self._plain:
             rows = [self._processed(row, answer)[1] for row, answer in zip(logits, answers, strict=True)]

@@ -47,6 +47,8 @@ class Reply:
     message: str = ""
     confidence: float = 0.0
     """As in ``srv/AskVideo``."""
+    probabilities: dict[str, float] = field(default_factory=dict)
+    """By choice; empty: free text."""
     frame_cameras: tuple[str, ...] = ()
     """Parallel to ``frame_stamps_ns``."""
     frame_stamps_ns: tuple[int, ...] = ()
@@ -55,7 +57,8 @@ class Reply:
     def as_dict(self) -> dict[str, Any]:
         """The fields that say something, for JSON: of an answer what it rests on, of a failure why."""
         failure = {"error_code", "message"}
-        left_out = {"metrics", "confidence", "frame_cameras", "frame_stamps_ns"} if self.error_code else failure
+        success = {"metrics", "confidence", "probabilities", "frame_cameras", "frame_stamps_ns"}
+        left_out = success if self.error_code else failure if self.probabilities else {*failure, "probabilities"}
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
@@ -126,18 +129,22 @@ def answer_questions(
     *,
     start_ns: int = 0,
     end_ns: int = 0,
+    choices: Sequence[str] = (),
     json_schema: str = "",
 ) -> Iterator[Reply]:
     """Ask one question after the other; one that fails is a reply too, and the next is asked all the same.
 
-    ``start_ns`` and ``end_ns``: header stamps of the frames to ask about, inclusive; 0: unbounded. ``json_schema``: a
-    JSON text that every answer is held to; empty: free text.
+    ``start_ns`` and ``end_ns``: header stamps of the frames to ask about, inclusive; 0: unbounded. ``choices``: what
+    each question is to be answered with; none: free text. ``json_schema``: a JSON text that every answer is held to.
     """
     # Here: the engine brings torch, which takes seconds, and whoever wants another name of this module no time.
     from vstream_ros.engine import Question
 
     for text in questions:
-        yield _ask(engine, Question(text, start_ns=start_ns, end_ns=end_ns, json_schema=json_schema))
+        yield _ask(
+            engine,
+            Question(text, start_ns=start_ns, end_ns=end_ns, choices=tuple(choices), json_schema=json_schema),
+        )
 
 
 def _ask(engine: DelayedBatchInferenceEngine, question: Question) -> Reply:
@@ -147,5 +154,6 @@ def _ask(engine: DelayedBatchInferenceEngine, question: Question) -> Reply:
         return Reply(question.text, error.answer, error_code=error.code, message=str(error))
     return Reply(
         question.text, answer.text, answer.metrics.as_dict(), confidence=answer.confidence,
+        probabilities=dict(zip(question.choices, answer.probabilities, strict=False)),  # free text has none
         frame_cameras=answer.frame_cameras, frame_stamps_ns=answer.frame_stamps_ns,
     )

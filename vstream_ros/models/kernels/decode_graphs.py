@@ -211,18 +211,18 @@ class DecodeGraphs:
                 held[..., start : start + len(kept), :] = held[..., places, :]  # gathered before it is written
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, start: int) -> torch.Tensor:
+    def forward(self, rows: Rows, visible: np.ndarray, start: int) -> torch.Tensor:
         """(rows, vocabulary) float32 logits, valid until the next pass; the rows stand in the arena from ``start`` on.
 
-        ``rows.visible`` is there, and its first column is the arena's token ``start + rows - columns``.
+        ``visible``: as in ``Rows``; its first column is the arena's token ``start + rows - columns``.
         """
         count = len(rows)
         padded = next(size for size in ROWS if size >= count)
         hidden = np.ones((padded, self._capacity), dtype=bool)
         hidden[count:, 0] = False  # a row must see something
-        columns = rows.visible.shape[1]
+        columns = visible.shape[1]
         hidden[:count, : start + count - columns] = False
-        hidden[:count, start + count - columns : start + count] = ~rows.visible
+        hidden[:count, start + count - columns : start + count] = ~visible
         places = np.arange(self._capacity - padded, self._capacity)
         places[:count] = np.arange(start, start + count)
         inputs = self._inputs
@@ -309,10 +309,10 @@ class GraphTail(CacheTail):
             return super().forward(rows, clip_rows, wanted, features)
         end = self._start + self.length
         self._graphs.grow(end + len(rows))
-        if rows.visible is None:
-            causal = np.tri(len(rows), self.length + len(rows), self.length, dtype=bool)
-            rows = Rows(rows.input_ids, rows.position_ids, causal)
-        logits = self._graphs.forward(rows, end)
+        visible = rows.visible
+        if visible is None:
+            visible = np.tri(len(rows), self.length + len(rows), self.length, dtype=bool)
+        logits = self._graphs.forward(rows, visible, end)
         self.length += len(rows)
         return logits[torch.from_numpy(wanted).to(logits.device)]
 

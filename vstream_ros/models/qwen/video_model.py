@@ -99,7 +99,6 @@ class QwenVideoModel(VideoModel):
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes that captured graphs hold of keys and values."""
         return 0 if self._decode_graphs is None else self._decode_graphs.nbytes
 
     @property
@@ -294,7 +293,7 @@ class QwenVideoModel(VideoModel):
         return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def tokenize(self, text: str) -> list[int]:
-        return self.prompts.tokenize(text)
+        return self.prompts.tokenize(self.prompts.neutralise(text))
 
     def count_text_tokens(self, text: str) -> int:
         return len(self.prompts.tokenize(text))
