@@ -1,4 +1,4 @@
-# make demo, make test: everything from a fresh clone (see README.md). The work is in tools/environment.py.
+# make demo, make test: everything from a fresh clone (see README.md). The work is in tools/.
 
 PYTHON ?= python3
 ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
@@ -21,7 +21,7 @@ TESTS ?= test/unit test/node test/system
 test: export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 test: export HYPOTHESIS_STORAGE_DIRECTORY := build/.hypothesis
 
-.PHONY: help env build lint test demo bench bench-gpu eval eval-memory eval-node train-tiny clean
+.PHONY: help env build lint test demo bench bench-gpu eval eval-memory eval-node eval-choices train-tiny clean
 
 help:
 	@echo 'make demo    replay coloured shapes to the node and check its answers (VIDEO=file MODEL=folder-or-hub-id QUESTION=text)'
@@ -31,6 +31,7 @@ help:
 	@echo 'make eval    how often vstream-tiny is right, by kind of question, into build/eval.json'
 	@echo 'make eval-memory  what memory keeps, beside its rivals, into build/eval_memory.json: an hour (ARGS=--quick: a minute)'
 	@echo 'make eval-node  whether the node answers as offline inference does, into build/eval_node.json: ten minutes'
+	@echo 'make eval-choices  what the probabilities of choices are worth, into build/choices.json: ten minutes'
 	@echo 'make train-tiny  train vstream-tiny into build/tiny: some hours, resumable'
 	@echo 'make build   create the environment and build the package with colcon'
 	@echo 'make env     create the environment only'
@@ -75,6 +76,9 @@ eval-memory:
 
 eval-node:
 	@$(IN) python -m benchmarks.node_eval $(ARGS)
+
+eval-choices:
+	@$(IN) python -m benchmarks.choices $(ARGS)
 
 train-tiny:
 	@$(IN) python -m training.train --out build/tiny $(ARGS)

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from vstream_ros.errors import InvalidRequestError
+from vstream_ros.replay.sources import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".webm", ".mov")
 LETTERS = string.ascii_uppercase
 
 

@@ -3,8 +3,8 @@
     git worktree add --detach /tmp/old COMMIT
     python -m benchmarks.builds /tmp/old [--new .] [--tubelets 40 80] [--rounds 5] [--out build/builds.json]
 
-Each build runs in a process of its own, on one thread, with its own ``benchmarks.latency``; the two take turns, question
-by question, so that a machine that changes its speed changes both. A ratio above 1 says that the new one is faster.
+Each build runs in a process of its own, on one thread, with its own ``benchmarks.latency``; the two take turns,
+question by question, so that a machine that changes its speed changes both. A ratio above 1: the new one is faster.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Build:
         """Seconds to the first token of one question."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(scenario, file=self._process.stdin, flush=True)
+        self._process.stdin.write(f"{scenario}\n")
+        self._process.stdin.flush()
         return float(self._process.stdout.readline())
 
     def close(self) -> None:
@@ -68,7 +69,8 @@ def serve(tubelets: int) -> None:
         if scenario == "appended":
             contest.ours(dataclasses.replace(clip, tubelets=clip.tubelets[:-1]))
             asked = dataclasses.replace(clip, tubelets=(*clip.tubelets[:-1], contest.tubelet(tubelets - 1)))
-        print(contest.ours(asked)[0], flush=True)
+        sys.stdout.write(f"{contest.ours(asked)[0]}\n")
+        sys.stdout.flush()
 
 
 def compare(old: Path, new: Path, tubelets: int, rounds: int) -> list[dict[str, Any]]:

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-import cv2
 import numpy as np
 from rich.console import Console
 
 from benchmarks.memory_streams import EventStream
-from vstream_ros.memory import NANOSECONDS, MemoryConfig, SmartFrameManager, draw_contact_sheet
+from vstream_ros.memory import NANOSECONDS, MemoryConfig, SmartFrameManager
 from vstream_ros.models.frame_spec import FrameSpec
+from vstream_ros.replay.sheet import write_sheet
 from vstream_ros.replay.sources import open_source
 
 Frames = Iterable[tuple[int, np.ndarray]]
@@ -87,9 +87,8 @@ def cuts_among(times_s: Iterable[float], rate_hz: float) -> list[float]:
 
 def save(memory: SmartFrameManager, path: Path, console: Console) -> None:
     """Write the memory's contact sheet as a JPEG."""
-    sheet = draw_contact_sheet([memory.snapshot()])
-    cv2.imwrite(str(path), sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    console.print(f"{path}: {sheet.shape[1]}x{sheet.shape[0]}, {path.stat().st_size / 1000:.0f} kB")
+    write_sheet([memory.snapshot()], path, JPEG_QUALITY)
+    console.print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def bikes(path: Path, out: Path, console: Console) -> None:

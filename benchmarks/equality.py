@@ -3,13 +3,15 @@
     python -m benchmarks.equality [--streams 200] [--text-positions checkpoint transformers]
 
 Every family sees that many streams by each of the rules for text behind a video; Qwen3-VL, which has one rule only,
-sees them once. The controls damage the cache on purpose and must be seen.
+sees them once. In half of the streams star has smaller frames than the window, and in half memory goes through a file
+now and then. The controls damage the cache, or the file, on purpose and must be seen.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,38 +21,45 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from support.controls import CONTROL_THRESHOLD, CONTROLS
+from support.controls import CONTROL_THRESHOLD
 from support.equality import LOGIT_TOLERANCE
-from support.streams import run_stream
+from support.streams import CONTROL_NAMES, StreamKind, run_stream
 from vstream_ros.models.base import TEXT_POSITIONS
 from vstream_ros.models.loader import wrap_model
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import FAMILIES, random_model
 
 
+def kind_of(seed: int) -> StreamKind:
+    """What the stream of a seed does: every combination of what may be, in twelve seeds, cameras in a third of them."""
+    return StreamKind(cameras=1 + seed % 3 // 2, mixed_sizes=seed % 4 >= 2, restores=seed % 2 == 1)
+
+
 def run_streams(model: QwenVideoModel, text_positions: str, streams: int) -> dict[str, Any]:
     """One row of the report."""
     seeds = track(range(streams), f"{model.name}, {text_positions}")
-    results = [run_stream(model, seed, text_positions=text_positions, cameras=1 + seed % 3 // 2) for seed in seeds]
+    results = [run_stream(model, seed, text_positions=text_positions, kind=kind_of(seed)) for seed in seeds]
     comparisons = [c for result in results for c in result.comparisons]
     return {
         "family": model.name,
         "text_positions": text_positions,
         "streams": len(results),
         "answers": len(comparisons),
+        "of_two_sizes": sum(result.of_two_sizes for result in results),
+        "restores": sum(result.restores for result in results),
         "failures": sum(not c.equal for c in comparisons),
         "largest_logit_difference": max(c.logit_difference for c in comparisons),
-        "smallest_control_difference": {name: min(r.controls[name] for r in results) for name in CONTROLS},
+        "smallest_control_difference": {name: min(r.controls[name] for r in results) for name in CONTROL_NAMES},
     }
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     """One column per family and rule."""
     table = Table("", *(f"{row['family']}\n{row['text_positions']}" for row in rows))
-    for key in ("streams", "answers", "failures"):
-        table.add_row(key, *(str(row[key]) for row in rows))
+    for key in ("streams", "answers", "of_two_sizes", "restores", "failures"):
+        table.add_row(key.replace("_", " "), *(str(row[key]) for row in rows))
     table.add_row("largest logit difference", *(f"{row['largest_logit_difference']:.1e}" for row in rows))
-    for name in CONTROLS:
+    for name in CONTROL_NAMES:
         table.add_row(f"smallest with {name}", *(f"{row['smallest_control_difference'][name]:.3f}" for row in rows))
     return table
 
@@ -63,6 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench_equality.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("vstream_ros").setLevel(logging.ERROR)  # clearings and restores are announced
     console = Console()
     rows: list[dict[str, Any]] = []
     for family in FAMILIES:

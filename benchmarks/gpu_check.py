@@ -6,11 +6,14 @@ Each check says what it saw or why it failed, and the next one goes on. In float
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ import torch
 
 from benchmarks.gpu_models import MAX_PIXELS, QWEN2_5_VL_3B, make_model, tiny
 from benchmarks.gpu_parts import limited_room, synchronize
+from benchmarks.latency import Contest
 from support.equality import native_answer
 from support.faults import fault_at
 from support.frames import random_frame
@@ -55,10 +59,12 @@ class Checks:
         """Name and check; what a check returns is what it saw."""
         yield "auto dtype and device", self.auto_dtype
         yield "vstream-tiny answers as native", self.vstream_tiny
+        yield "the vision encoder never waits for the device", self.vision_waits
         yield "device_memory is sensible", self.device_memory
         yield "out of memory is recovered from", self.out_of_memory
         yield "work ahead while frames come in", self.background
         yield "features kept on the CPU", self.features_on_the_cpu
+        yield "captured graphs give native's answers", self.graphs
         yield "sampling draws what native draws", self.sampling
         yield "closing gives the memory back", self.closing
 
@@ -89,6 +95,24 @@ class Checks:
         seen = f"in float32 {equal['float32']} of {self.clips}, in the device's own dtype {equal['auto']}"
         assert equal["float32"] == self.clips, seen
         return seen
+
+    def vision_waits(self) -> str:
+        with self.engine() as engine:
+            self.feed(engine, 4)
+            tubelets = engine.clips()[0].tubelets
+            model = _answerer(engine).model
+            assert isinstance(model, QwenVideoModel)
+            pixels, grids = model.pixel_values(tubelets)
+            model.vision_output(pixels, grids)  # what follows from the grids is there from now on
+            with waits_counted(self.device) as encoding:
+                model.vision_output(pixels, grids)
+            features = model.encode(tubelets)
+            prompt = _answerer(engine).prompt(engine.clips(), TEXT)
+            with waits_counted(self.device) as prefilling:
+                model.prefill(prompt, prompt.prefix_length, features, model.new_cache())
+        # One is torch's own check of an argument, in transformers' code.
+        assert len(encoding) <= 1, f"{len(encoding)} times: {encoding[:3]}"
+        return f"{len(encoding)} times ({encoding}); a prefill does {len(prefilling)} times before its end"
 
     def device_memory(self) -> str:
         with self.engine() as engine:
@@ -148,6 +172,36 @@ class Checks:
             assert self.equals_native(engine, self.question()), "the answer is not native's"
             assert _answerer(engine).vision.device.type == "cpu"
         return "none was encoded again"
+
+    def graphs(self) -> str:
+        """Questions one after another and together, captured; the same ones uncaptured take how much longer."""
+        contest = Contest(self.model, self.size)
+        answerer, clip = contest.answerer, contest.clip(self.tubelets // 4)
+        questions = [Question(f"{TEXT} {k}", max_new_tokens=4 + 6 * k) for k in range(6)]
+        natives = [native_answer(answerer, (clip,), question).tokens for question in questions]
+        seconds = {}
+        for mode in ("off", "auto"):
+            answerer.config = dataclasses.replace(answerer.config, decode_graphs=mode)
+            for _ in range(2):  # the second time with drafts, and nothing is captured
+                synchronize(self.device)
+                started = time.perf_counter()
+                for question, native in zip(questions, natives, strict=True):
+                    assert list(answerer.answer((clip,), question).token_ids) == native, f"{mode}: another answer alone"
+                running = [answerer.begin((clip,), question) for question in questions]
+                answers = {}
+                while len(answers) < len(running):
+                    answers.update(answerer.step())
+                for one, native in zip(running, natives, strict=True):
+                    assert list(answers[one].token_ids) == native, f"{mode}: another answer in a batch"
+                answerer.timelines.check_integrity()
+                seconds[mode] = time.perf_counter() - started
+        captured = self.model.captured_rows
+        if self.device.type == "cuda":
+            assert captured, "nothing was captured"
+        self.model.free_scratch()
+        assert not self.model.arena_bytes, "the arena is still there"
+        faster = seconds["off"] / seconds["auto"]
+        return f"{2 * len(questions)} answers, rows {captured}, {faster:.1f} times as fast"
 
     def sampling(self) -> str:
         state = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
@@ -231,6 +285,23 @@ class Checks:
         while not condition():
             assert time.monotonic() < deadline, otherwise
             time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def waits_counted(device: torch.device) -> Iterator[list[str]]:
+    """Where the host waits for CUDA within it, without plain synchronisation; nowhere on a CPU."""
+    where: list[str] = []
+    if device.type != "cuda":
+        yield where
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield where
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            where += [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
 
 
 def _answerer(engine: DelayedBatchInferenceEngine) -> ClipAnswerer:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from benchmarks.gpu_models import bytes_per_token, in_float32
 from benchmarks.latency import QUESTION, Contest, measure_clip
 from support.equality import Generated, cached_answer, compare, native_answer
 from vstream_ros.engine.answers import Question
+from vstream_ros.engine.continuation import Interrupts
 from vstream_ros.engine.device_memory import is_out_of_memory, read_device_memory, release_unused_memory, reset_peak
 from vstream_ros.engine.recovery import forget_frames
 from vstream_ros.engine.segments import clip_segments
@@ -94,9 +95,12 @@ def decoding(contest: Contest, tubelets: int, tokens: int, bytes_a_second: float
         model.native_generate(clip_segments((clip,), ["camera"], 10.0), QUESTION, options, true_time=True)
 
     def ours(on_token: Callable[[int, float], bool]) -> None:
-        contest.answerer.timelines.current.answer(prompt, GenerationOptions(tokens, on_token=on_token))
+        interrupts = Interrupts(on_text=lambda text, count: on_token(count, 0.0))
+        contest.answerer.answer((clip,), Question(QUESTION, max_new_tokens=tokens), interrupts=interrupts)
 
     result: dict[str, Any] = {"tubelets": tubelets, "prompt_tokens": len(prompt)}
+    config = contest.answerer.config
+    contest.answerer.config = dataclasses.replace(config, drafts="off")
     for name, answer in (("native", native), ("ours", ours)):
         rates = []
         for _ in range(3):
@@ -110,10 +114,36 @@ def decoding(contest: Contest, tubelets: int, tokens: int, bytes_a_second: float
             rates.append((len(stamps) - 1) / max(stamps[-1] - stamps[0], 1e-9))
         result[f"{name}_tokens_per_s"] = statistics.median(rates)
         result["tokens"] = len(stamps)
+    contest.answerer.config = dataclasses.replace(contest.answerer.config, decode_graphs="off")
+    one = [Question(QUESTION, max_new_tokens=tokens)]
+    result["uncaptured_tokens_per_s"] = tokens / median_s(model.device, lambda: ask(contest, clip, one), 1)
+    contest.answerer.config = dataclasses.replace(contest.answerer.config, decode_graphs="auto")
+    together = [Question(f"{QUESTION} {k}", max_new_tokens=tokens) for k in range(8)]
+    together_s = median_s(model.device, lambda: ask(contest, clip, together), 1)
+    result["ours_tokens_per_s_8_questions"] = 8 * tokens / together_s
+    contest.answerer.config = config
+    again = [dataclasses.replace(together[0], text=QUESTION)]
+    ask(contest, clip, again)
+    result["again_s"] = median_s(model.device, lambda: ask(contest, clip, again), 3)
+    choices = ("red 0", "green 1", "blue 2", "left 3", "right 4", "up 5", "down 6", "no 7")
+    chosen = [Question(QUESTION, choices=choices, max_new_tokens=1)]
+    result["choices_8_s"] = median_s(model.device, lambda: ask(contest, clip, chosen), 3)
     result["bytes_per_token"] = bytes_per_token(model) + cache_bytes
     result["limit_tokens_per_s"] = bytes_a_second / result["bytes_per_token"]
     result["share_of_limit"] = result["ours_tokens_per_s"] / result["limit_tokens_per_s"]
     return result
+
+
+def ask(contest: Contest, clip: Clip, questions: Sequence[Question]) -> None:
+    """Answer questions together."""
+    answerer, ended = contest.answerer, 0
+    for question in questions:
+        answerer.begin((clip,), question)
+    while ended < len(questions):
+        for _, outcome in answerer.step():
+            ended += 1
+            if isinstance(outcome, Exception):
+                raise outcome
 
 
 def vision(contest: Contest, repeats: int) -> dict[str, Any]:

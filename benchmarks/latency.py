@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.decoding import decoding_rows
 from support.frames import random_frame
 from support.machine import machine
 from support.shapes_accuracy import load
@@ -102,6 +103,7 @@ class Contest:
         """``size``: (height, width) in pixels of the frames."""
         self.model = model
         self.size = size
+        self.question = QUESTION
         self.answerer = ClipAnswerer(model, EngineConfig(), ["camera"])
         self._rng = np.random.default_rng(0)
         self._ids = itertools.count()
@@ -289,6 +291,7 @@ def main() -> None:
     contest = Contest(make_model(short=True))
     for count in args.tubelets:
         keep(measure_clip(contest, count, args.repeats))
+        keep(decoding_rows(contest, count, args.repeats, row))
     for background in (True, False):
         seconds, questions = args.stream_seconds, args.stream_questions
         keep(measure_stream(contest, background=background, seconds=seconds, questions=questions))

@@ -81,7 +81,12 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
         help="ask about frames from this header stamp on; a video's count from its start (default: all)",
     )
     add("--end-time", type=parse_seconds, metavar="SECONDS", default="0", help="and up to this one (default: all)")
+    add(
+        "--choice", action="append", default=[], metavar="TEXT",
+        help="answer each question with one of these, the most probable; repeatable",
+    )
     add("--max-new-tokens", type=int, metavar="N", help="length of an answer at most (default: the engine's)")
+    add("--json-schema", metavar="FILE_OR_TEXT", default="", help="answer with JSON that is valid under this schema")
     add(
         "--timeout", type=float, default=ASK_TIMEOUT_S, metavar="SECONDS",
         help="for each question (default %(default)s)",
@@ -151,7 +156,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
-    from vstream_ros.replay.ask import answer_questions, camera_names
+    from vstream_ros.models.json_schema import check_schema
+    from vstream_ros.replay.ask import answer_questions, camera_names, read_schema
     from vstream_ros.replay.sheet import check_picture_name, write_sheet
     from vstream_ros.replay.sources import open_source
     from vstream_ros.replay.terminal import metrics_table, print_reply
@@ -159,6 +165,9 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
     memory = _memory_config(args)
     if args.memory_sheet is not None:
         check_picture_name(args.memory_sheet)
+    schema = read_schema(args.json_schema)
+    if schema:
+        check_schema(schema)
     with open_source(args.recording, args.topic) as source:
         # After what can fail at once: torch takes seconds to import.
         from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig
@@ -175,7 +184,10 @@ def _ask(args: argparse.Namespace, out: Console, notes: Console) -> int:
             if args.memory_sheet is not None:
                 write_sheet(engine.snapshots(), args.memory_sheet)
             replies = []
-            asked = answer_questions(engine, args.questions, start_ns=args.start_time, end_ns=args.end_time)
+            asked = answer_questions(
+                engine, args.questions, start_ns=args.start_time, end_ns=args.end_time, choices=args.choice,
+                json_schema=schema,
+            )
             for number, reply in enumerate(asked, start=1):
                 replies.append(reply)
                 print_reply(notes if args.json else out, number, reply)

@@ -74,6 +74,12 @@ class CanceledError(VStreamError):
     code = "CANCELED"
 
 
+class IncompleteAnswerError(VStreamError):
+    """``max_new_tokens`` cut an answer that had to be valid as a whole; ``answer`` holds what there is of it."""
+
+    code = "INCOMPLETE"
+
+
 class OutOfMemoryError(VStreamError):
     """The device ran out of memory; the caches were dropped, the frames are kept."""
 

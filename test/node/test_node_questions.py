@@ -78,7 +78,7 @@ def test_a_question_about_a_time_range_sees_only_that(watching, planner):
         ({"question": ""}, "INVALID_REQUEST", "empty"),
         ({"question": " \n"}, "INVALID_REQUEST", "empty"),
         ({"cameras": ["rear"]}, "INVALID_REQUEST", "front"),
-        ({"choices": ["yes", "no"]}, "INVALID_REQUEST", "choices"),
+        ({"choices": ["yes", "yes"]}, "INVALID_REQUEST", "choices"),
         ({"temperature": float("nan")}, "INVALID_REQUEST", "temperature"),
         ({"timeout": seconds(-1.0)}, "INVALID_REQUEST", "timeout"),
         ({"timeout": Duration(sec=1, nanosec=10**9)}, "INVALID_REQUEST", "timeout"),

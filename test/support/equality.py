@@ -111,7 +111,8 @@ def native_answer(answerer: ClipAnswerer, clips: tuple[Clip, ...], question: Que
     model = answerer.model
     assert isinstance(model, QwenVideoModel)
     segments = clip_segments(clips, answerer.cameras, answerer.config.camera_block_s)
-    options = GenerationOptions(question.max_new_tokens, question.temperature, question.seed)
+    grammar = model.compile_grammar(question.json_schema) if question.json_schema else None
+    options = GenerationOptions(question.max_new_tokens, question.temperature, question.seed, grammar=grammar)
     config = answerer.config
     rules = {"true_time": config.time_positions == "true", "text_positions": config.text_positions}
     with recorded_logits(model.model) as rows:

@@ -216,7 +216,7 @@ def wait_for_result(future: Any, what: str, timeout_s: float = TIMEOUT_S) -> Any
 def code_name(response: Any) -> str:
     """The name of a response's error code, for readable failures."""
     names = "NONE NOT_READY MODEL_FAILED INVALID_REQUEST NO_FRAMES BUSY TIMEOUT CANCELED OUT_OF_MEMORY INTERNAL"
-    return {getattr(AskVideo.Response, name): name for name in names.split(" ")}[response.error_code]
+    return {getattr(AskVideo.Response, name): name for name in [*names.split(" "), "INCOMPLETE"]}[response.error_code]
 
 
 def seconds(value: float) -> Duration:

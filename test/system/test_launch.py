@@ -124,7 +124,10 @@ def test_several_files_and_a_preset_apply_in_their_order(params_file: Path, tmp_
     ("given", "says"),
     [
         ({"params_file": "/nope.yaml"}, "the parameter file /nope.yaml can't be read"),
-        ({"preset": "lo_vram"}, "there is no preset 'lo_vram'; there are high_quality, long_video, low_latency, low_vram"),
+        (
+            {"preset": "lo_vram"},
+            "there is no preset 'lo_vram'; there are high_quality, long_video, low_latency, low_vram",
+        ),
     ],
 )
 def test_wrong_files_are_an_error(given: dict[str, str], says: str) -> None:

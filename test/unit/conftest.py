@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
+from support.model_loads import StandInLoader
+from vstream_ros.engine import DelayedBatchInferenceEngine
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
+from vstream_ros.models import checkpoint_size, loader
 from vstream_ros.models.loader import wrap_model
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.synthetic.random_model import FAMILIES, random_model
@@ -41,3 +47,28 @@ def tubelets(any_model: QwenVideoModel) -> tuple[Tubelet, ...]:
     return tuple(
         Tubelet(id=k, camera="", frames=frames, stamps_ns=(), time_ns=k * NANOSECONDS, importance=0.0) for k in range(2)
     )
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Any, Any]:
+    """A model and its processor, as transformers has them."""
+    return random_model("qwen2_5_vl")
+
+
+@pytest.fixture
+def engine(loaded: tuple[Any, Any]) -> Iterator[DelayedBatchInferenceEngine]:
+    """With one camera and what is usual; many files have one of their own."""
+    model, processor = loaded
+    with DelayedBatchInferenceEngine(
+        model=model, processor=processor, device="cpu", max_pixels=84 * 112, max_new_tokens=8, scene_threshold=1.0
+    ) as made:
+        yield made
+
+
+@pytest.fixture
+def models_by_name(monkeypatch: pytest.MonkeyPatch) -> StandInLoader:
+    """What ``load_model`` and the size of a checkpoint are for this test."""
+    stand_in = StandInLoader()
+    monkeypatch.setattr(loader, "load_model", stand_in.load)
+    monkeypatch.setattr(checkpoint_size, "checkpoint_bytes", lambda name, dtype: stand_in.size)
+    return stand_in

@@ -17,7 +17,6 @@ from vstream_ros import errors
 from vstream_ros.engine import Answer, DelayedBatchInferenceEngine, Question
 from vstream_ros.engine.answerer import tubelet_ids
 from vstream_ros.memory import Clip, MemoryConfig
-from vstream_ros.synthetic.random_model import random_model
 
 SECOND = 1_000_000_000
 FRAMES = 80
@@ -26,11 +25,6 @@ SIZES = {"star_memory_size": 6, "stream_window_size": 6, "stream_slide": 2, "sce
 MEMORY = MemoryConfig(**SIZES, archive_max_bytes=1 << 20)  # type: ignore[arg-type]
 RANGES = [(5, 9), (1, 12), (20, 37), (10, 0), (6, 6)]
 """Seconds; 0: unbounded."""
-
-
-@pytest.fixture(scope="module")
-def loaded() -> tuple[Any, Any]:
-    return random_model("qwen2_5_vl")
 
 
 @pytest.fixture

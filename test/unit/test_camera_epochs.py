@@ -15,14 +15,8 @@ from support.equality import compare, generated, native_answer, recorded_choices
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.memory import MemoryConfig
-from vstream_ros.synthetic.random_model import random_model
 
 MEMORY = MemoryConfig(scene_threshold=1.0)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> tuple[Any, Any]:
-    return random_model("qwen2_5_vl")
 
 
 @pytest.fixture

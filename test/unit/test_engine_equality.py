@@ -7,10 +7,10 @@ import copy
 import numpy as np
 import pytest
 
-from support.controls import CONTROL_THRESHOLD, CONTROLS
+from support.controls import CONTROL_THRESHOLD
 from support.equality import LOGIT_TOLERANCE, cached_answer, compare, native_answer
 from support.frames import random_frame
-from support.streams import run_stream
+from support.streams import CONTROL_NAMES, StreamKind, run_stream
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.answers import Question
 from vstream_ros.engine.engine_config import EngineConfig
@@ -37,12 +37,14 @@ def filled(model: QwenVideoModel, frames: int, height: int, width: int, **memory
 
 @pytest.mark.parametrize("seed", range(8))
 def test_randomised_streams_equal_native_and_controls_are_seen(any_model: QwenVideoModel, seed: int) -> None:
-    result = run_stream(any_model, seed, text_positions=TEXT_POSITIONS[seed % 2])
+    kind = StreamKind(restores=seed >= 4)
+    result = run_stream(any_model, seed, text_positions=TEXT_POSITIONS[seed % 2], kind=kind)
     assert result.comparisons
     worst = max(c.logit_difference for c in result.comparisons)
     assert all(c.tokens_equal for c in result.comparisons)
     assert worst <= LOGIT_TOLERANCE
-    assert set(result.controls) == set(CONTROLS)
+    assert set(result.controls) == set(CONTROL_NAMES)
+    assert bool(result.restores) == kind.restores
     for control, difference in result.controls.items():
         assert difference > CONTROL_THRESHOLD, f"{control} went unseen ({difference})"
 
@@ -50,7 +52,8 @@ def test_randomised_streams_equal_native_and_controls_are_seen(any_model: QwenVi
 @pytest.mark.parametrize("text_positions", TEXT_POSITIONS)
 @pytest.mark.parametrize("seed", [100, 101])
 def test_questions_over_several_cameras_equal_native(any_model: QwenVideoModel, seed: int, text_positions: str) -> None:
-    result = run_stream(any_model, seed, text_positions=text_positions, cameras=2 + seed % 2, steps=3)
+    kind = StreamKind(cameras=2 + seed % 2, restores=True)
+    result = run_stream(any_model, seed, text_positions=text_positions, steps=3, kind=kind)
     assert result.comparisons
     assert all(c.equal for c in result.comparisons)
     assert min(result.controls.values()) > CONTROL_THRESHOLD

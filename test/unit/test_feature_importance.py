@@ -14,7 +14,7 @@ import torch
 from support.controls import CONTROL_THRESHOLD
 from support.equality import cached_answer, compare, native_answer
 from support.frames import random_frame
-from support.streams import run_stream
+from support.streams import StreamKind, run_stream
 from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, Question
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.feature_importance import FeatureImportance
@@ -163,7 +163,8 @@ def test_in_step_with_memory_a_slide_prefills_only_what_is_new(model: QwenVideoM
 @pytest.mark.parametrize("seed", range(4))
 def test_randomised_streams_equal_native_and_controls_are_seen(any_model: QwenVideoModel, seed: int) -> None:
     result = run_stream(
-        any_model, 300 + seed, text_positions=TEXT_POSITIONS[seed % 2], cameras=1 + seed % 2, by_features=True
+        any_model, 300 + seed, text_positions=TEXT_POSITIONS[seed % 2],
+        kind=StreamKind(cameras=1 + seed % 2, by_features=True, mixed_sizes=seed >= 2, restores=True),
     )
     assert result.reweighed > 3
     assert result.comparisons

@@ -12,15 +12,9 @@ from support.equality import compare, generated, native_answer, recorded_choices
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, EngineConfig, Question
 from vstream_ros.memory import MemoryConfig
-from vstream_ros.synthetic.random_model import random_model
 
 MEMORY = MemoryConfig(star_memory_size=4, stream_window_size=8, stream_slide=2, scene_threshold=1.0)
 HALF_SECOND = 500_000_000
-
-
-@pytest.fixture(scope="module")
-def loaded() -> tuple[Any, Any]:
-    return random_model("qwen2_5_vl")
 
 
 @pytest.fixture

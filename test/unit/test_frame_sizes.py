@@ -122,7 +122,7 @@ def test_tubelets_of_another_length_clear_and_say_so() -> None:
     assert "another model" in memories.why_empty(("front",))
     fill(memories, "front", (48, 64), frames=9)
     assert [t.frames.shape[0] for t in memories.take(("front",)).clips[0].tubelets] == [4, 4, 4]
-    assert memories.max_tubelets == 2 * (5 + 5 + 8)
+    assert memories.max_tubelets.total == 2 * (5 + 5 + 8)
     with pytest.raises(ConfigError, match="30 frames"):
         memories.use_frame_spec(FrameSpec(temporal_patch_size=30), "a strange one")
     assert memories.status()[0].stream_frames == 9, "nothing was lost on the way"

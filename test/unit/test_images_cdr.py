@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vstream_ros.errors import FrameError
-from vstream_ros.images.cdr import COMPRESSED_IMAGE, IMAGE, TYPES, read_image, read_stamp_ns
+from vstream_ros.images.cdr import COMPRESSED_IMAGE, IMAGE, TYPES, read_image, read_stamp_ns, restamped
 
 _Header = TYPES.types["std_msgs/msg/Header"]
 _Time = TYPES.types["builtin_interfaces/msg/Time"]
@@ -30,6 +30,12 @@ def image(stamp_ns=STAMP_NS, little_endian=True):
 @pytest.mark.parametrize("stamp_ns", [STAMP_NS, 0, -5 * 10**9, 2**31 * 10**9 - 1])
 def test_the_stamp(stamp_ns, little_endian):
     assert read_stamp_ns(image(stamp_ns, little_endian)) == stamp_ns
+
+
+@pytest.mark.parametrize("little_endian", [True, False])
+def test_restamping_changes_the_stamp_and_nothing_else(little_endian):
+    other_ns = 1_700_000_000_999_999_999
+    assert restamped(image(STAMP_NS, little_endian), other_ns) == image(other_ns, little_endian)
 
 
 @pytest.mark.parametrize("little_endian", [True, False])

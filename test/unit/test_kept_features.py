@@ -9,18 +9,11 @@ from typing import Any
 
 import pytest
 
-from support.engines import Gate, feed
+from support.engines import Gate, answerer_of, feed
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
-from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.memory import MemoryConfig
-from vstream_ros.synthetic.random_model import random_model
 
 MEMORY = MemoryConfig(star_memory_size=2, stream_window_size=4, stream_slide=2, scene_threshold=1.0)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> tuple[Any, Any]:
-    return random_model("qwen2_5_vl")
 
 
 @pytest.fixture
@@ -29,12 +22,6 @@ def engine(request: pytest.FixtureRequest, loaded: tuple[Any, Any]) -> Iterator[
         *loaded, "cpu", memory=MEMORY, max_pixels=84 * 84, max_new_tokens=2, **getattr(request, "param", {})
     ) as made:
         yield made
-
-
-def answerer_of(engine: DelayedBatchInferenceEngine) -> ClipAnswerer:
-    answerer = engine._host.answerer
-    assert answerer is not None
-    return answerer
 
 
 def held_ids(engine: DelayedBatchInferenceEngine) -> set[int]:

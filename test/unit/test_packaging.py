@@ -60,6 +60,15 @@ def test_versions_agree() -> None:
     assert package.findtext("license") == SETUP["metadata"]["license"] == "Apache-2.0"
 
 
+def test_the_optional_library_for_grammars_is_one_version_everywhere() -> None:
+    from vstream_ros.models.json_schema import LIBRARY
+
+    assert SETUP["options.extras_require"]["grammar"] == LIBRARY
+    development = (ROOT / "requirements-dev.txt").read_text().splitlines()
+    assert LIBRARY in [line.partition("#")[0].strip() for line in development]
+    assert f"pip install '{LIBRARY}'" in (ROOT / "README.md").read_text()
+
+
 def test_action_asks_the_same_as_the_service() -> None:
     request, response = (ROOT / "srv" / "AskVideo.srv").read_text().split("\n---\n")
     goal, result, _ = (ROOT / "action" / "AskVideo.action").read_text().split("\n---\n")

@@ -86,7 +86,8 @@ def test_qa_yaml_explains_each_parameter_beside_it():
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("low_vram.yaml", {"star_memory_size": 14, "stream_window_size": 6, "max_pixels": 2 * 224 * 224}),
+        ("low_vram.yaml", {"star_memory_size": 14, "stream_window_size": 6, "decode_graphs": "off",
+                           "max_pixels": 2 * 224 * 224}),
         ("long_video.yaml", {"star_memory_size": 60, "stream_window_size": 20}),
         ("low_latency.yaml", {"background_encoding": "full", "prefill_chunk_tubelets": 4}),
         ("high_quality.yaml", {"star_memory_size": 44, "stream_window_size": 16, "max_pixels": 720 * 480}),

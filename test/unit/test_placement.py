@@ -276,11 +276,6 @@ def cold(loaded: tuple[Any, Any], quantized_cache: str) -> Iterator[DelayedBatch
         yield engine
 
 
-@pytest.fixture(scope="module")
-def loaded() -> tuple[Any, Any]:
-    return random_model()
-
-
 def test_a_quantized_cache_is_cold_for_every_question_and_near_the_full_one(
     loaded: tuple[Any, Any], cold: DelayedBatchInferenceEngine
 ) -> None:

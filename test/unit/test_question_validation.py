@@ -68,6 +68,16 @@ BAD_FIELDS = [
     ({"cameras": ("",) * 20_000}, "max_question_bytes"),
     ({"choices": "yes"}, "choices must be a list"),
     ({"choices": ("yes" * 5_000, "no" * 5_000)}, "max_question_bytes"),
+    ({"choices": None}, "choices must be a list"),
+    ({"choices": {"yes", "no"}}, "choices must be a list"),
+    ({"choices": ("yes", 5)}, "choices must be text"),
+    ({"choices": ("yes", b"no")}, "choices must be text"),
+    ({"choices": ("yes", "n\ud800")}, "not valid Unicode"),
+    ({"choices": ("",)}, "one of choices is empty"),
+    ({"choices": ("yes", " \n\t")}, "one of choices is empty"),
+    ({"choices": ("yes", "no", "yes")}, "'yes' twice"),
+    ({"choices": ("yes", "no", "yes ")}, "'yes' twice"),
+    ({"choices": tuple(map(str, range(101)))}, "101 texts; give 100 at most"),
 ]
 
 

@@ -7,11 +7,10 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from support.frames import random_frame
+from support.engines import feed
 from vstream_ros import errors
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.engine.device_memory import is_out_of_memory
@@ -36,12 +35,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[DelayedBatchInferenceEngi
         background_encoding=request.param,
     ) as made:  # fmt: skip
         yield made
-
-
-def feed(engine: DelayedBatchInferenceEngine, count: int) -> None:
-    rng = np.random.default_rng(0)
-    for k in range(count):
-        engine.add_frame(random_frame(rng, 84, 84), k / 2)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
@@ -94,7 +87,7 @@ class FailingForward:
 def test_a_failed_question_holds_nothing_of_its_forward_pass(
     engine: DelayedBatchInferenceEngine, monkeypatch: pytest.MonkeyPatch, error: type[Exception], code: str
 ) -> None:
-    feed(engine, 4)
+    feed(engine, 4, size=(84, 84))
     with monkeypatch.context() as patch:
         forward = FailingForward(engine, error, patch)
         pending = engine.submit(Question("what?"))
@@ -115,7 +108,7 @@ def test_failed_work_ahead_holds_nothing_of_its_forward_pass(
     engine: DelayedBatchInferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine._thread.close("the test takes the steps itself")
-    feed(engine, 4)
+    feed(engine, 4, size=(84, 84))
     with monkeypatch.context() as patch:
         forward = FailingForward(engine, torch.OutOfMemoryError, patch)
         engine._work_ahead.step()
@@ -126,7 +119,7 @@ def test_failed_work_ahead_holds_nothing_of_its_forward_pass(
 
 @pytest.mark.parametrize("engine", ["off"], indirect=True)
 def test_recovery_keeps_what_is_intact_where_it_may(engine: DelayedBatchInferenceEngine) -> None:
-    feed(engine, 6)
+    feed(engine, 6, size=(84, 84))
     engine.ask("what?")
     engine.ask("then?", start_ns=10**9)
     answerer = engine._host.answerer

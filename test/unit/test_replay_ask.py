@@ -151,6 +151,25 @@ def test_the_command_s_json_is_one_document_on_stdout(two_cameras, checkpoint, c
     assert "1 damaged frames left out" in captured.err
 
 
+def test_choices_on_the_command_line(video, checkpoint, capsys):
+    arguments = ["ask", str(video), "Red?", "Blue?", "--model", str(checkpoint)]
+    arguments += ["--choice", "y\x1b[2J", "--choice", "no"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("%") == 4
+    assert "\x1b" not in out
+    assert main([*arguments, "--json"]) == 0
+    for answer in json.loads(capsys.readouterr().out)["answers"]:
+        assert answer["probabilities"].keys() == {"y\x1b[2J", "no"}
+        assert sum(answer["probabilities"].values()) == pytest.approx(1.0)
+        assert answer["confidence"] == max(answer["probabilities"].values())
+        assert answer["probabilities"][answer["answer"]] == answer["confidence"]
+    assert main([*arguments, "--json", "--choice", "no "]) == 1
+    failed = json.loads(capsys.readouterr().out)["answers"]
+    assert [reply["error_code"] for reply in failed] == ["INVALID_REQUEST"] * 2
+    assert failed[0].keys() == {"question", "answer", "error_code", "message"}
+
+
 def test_the_json_says_which_frames_were_shown_and_which_were_asked_about(tmp_path, checkpoint, capsys):
     """A bag in a folder, whose stamps are 99.999 s, 100.099 s, ...; memory keeps one of each half second."""
     bag = image_bag(tmp_path / "scene" / "0-2s", pictures(20, 60, 80))
@@ -222,6 +241,18 @@ def test_a_recording_s_memory_is_drawn_without_a_model(two_cameras, tmp_path, ca
     assert main(["memory", str(two_cameras), str(sheet), "--sample-rate", "1"]) == 0
     assert few.shape[1] == cv2.imread(str(sheet)).shape[1] == 1600
     assert few.shape[0] > cv2.imread(str(sheet)).shape[0] > 200  # two cameras of one row each
+
+
+def test_answers_in_json_by_a_schema_given_as_text_or_as_a_file(checkpoint, video, tmp_path, capsys):
+    schema = '{"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 1, "maxItems": 3}'
+    (tmp_path / "schema.json").write_text(schema)
+    answers = []
+    for given in (schema, str(tmp_path / "schema.json")):
+        options = ["--model", str(checkpoint), "--device", "cpu", "--json", "--json-schema", given]
+        assert main(["ask", str(video), "What?", "Who?", *options]) == 0
+        answers.append([answer["answer"] for answer in json.loads(capsys.readouterr().out)["answers"]])
+    assert answers[0] == answers[1]
+    assert all(set(json.loads(answer)) <= {"red", "blue"} for answer in answers[0])
 
 
 @pytest.mark.parametrize("name", ["sheet.txt", "sheet", "missing/sheet.png", "folder.png"])

@@ -1,4 +1,4 @@
-"""Reading ahead, keeping time and stamping, without ROS."""
+"""Reading ahead and keeping time, without ROS."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from support.replay_media import MILLISECOND, TOPIC, image_bag, image_cdr, pictures, write_bag
 from vstream_ros.errors import InvalidRequestError
 from vstream_ros.memory.clip import NANOSECONDS
-from vstream_ros.replay.bags import IMAGE, TYPES
-from vstream_ros.replay.playback import Pacer, Prefetcher, restamped
+from vstream_ros.replay.bags import IMAGE
+from vstream_ros.replay.playback import Pacer, Prefetcher
 from vstream_ros.replay.sources import open_source
 
 
@@ -118,12 +118,3 @@ def test_a_stopped_pacer_returns_at_once():
     assert not pacer.wait_until(60 * NANOSECONDS)
     assert time.monotonic() - start < 30.0
     assert not pacer.wait_until(0)
-
-
-@pytest.mark.parametrize("little_endian", [True, False])
-def test_restamping_changes_the_stamp_and_nothing_else(little_endian):
-    message = TYPES.deserialize_cdr(image_cdr(pictures(1)[0], 5), IMAGE)
-    cdr = bytes(TYPES.serialize_cdr(message, IMAGE, little_endian=little_endian))
-    stamp_ns = 1_700_000_000 * NANOSECONDS + 999_999_999
-    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, NANOSECONDS)
-    assert restamped(cdr, stamp_ns) == bytes(TYPES.serialize_cdr(message, IMAGE, little_endian=little_endian))

@@ -16,16 +16,10 @@ from support.equality import Generated, cached_answer, compare, native_answer
 from vstream_ros.engine import DelayedBatchInferenceEngine, Question
 from vstream_ros.errors import CanceledError, MemoryFileError, NoMemoryFileError
 from vstream_ros.memory import MemoryConfig
-from vstream_ros.synthetic.random_model import random_model
 
 MEMORY = MemoryConfig(scene_threshold=1.0, star_memory_size=8, stream_window_size=6, stream_slide=2, sample_rate_hz=2.0)
 QUESTION = Question("what happened?", max_new_tokens=6)
 Make = Callable[..., DelayedBatchInferenceEngine]
-
-
-@pytest.fixture(scope="module")
-def loaded() -> tuple[Any, Any]:
-    return random_model("qwen2_5_vl")
 
 
 @pytest.fixture

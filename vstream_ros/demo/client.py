@@ -12,13 +12,13 @@ import rclpy
 from builtin_interfaces.msg import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
 from vstream_ros.errors import QuestionTimeoutError
 from vstream_ros.msg import CacheStatus, VramStatus
+from vstream_ros.node.qos import LATCHED
 from vstream_ros.srv import AskVideo
 
 NODE = "/vstream"
@@ -42,8 +42,7 @@ class DemoClient:
         self._ask = self._node.create_client(AskVideo, f"{NODE}/ask")
         self._clear = self._node.create_client(Trigger, f"{NODE}/clear_memory")
         self._show = self._node.create_client(Trigger, f"{NODE}/show_memory")
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._node.create_subscription(Image, f"{NODE}/memory_image", self._on_sheet, latched)
+        self._node.create_subscription(Image, f"{NODE}/memory_image", self._on_sheet, LATCHED)
         self._sheet: Image | None = None
         self._node.create_subscription(CacheStatus, f"{NODE}/cache_status", self._on_cache, 10)
         self._node.create_subscription(VramStatus, f"{NODE}/vram_status", self._on_vram, 10)

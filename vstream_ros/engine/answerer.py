@@ -5,47 +5,29 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Hashable, Iterable, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 
-from vstream_ros.engine.answers import Answer, AnswerMetrics, Question
-from vstream_ros.engine.choices import Choices
+from vstream_ros.engine.answers import Answer, Question
+from vstream_ros.engine.choices import Choices, begin_choices
 from vstream_ros.engine.clip_batch import ClipBatch
 from vstream_ros.engine.continuation import Continuation, Interrupts
 from vstream_ros.engine.drafts import AnswerBook, Draft
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.feature_importance import FeatureImportance
 from vstream_ros.engine.free_text import FreeText
+from vstream_ros.engine.outcome import Outcome, Running, outcome_of
 from vstream_ros.engine.segments import clip_segments
 from vstream_ros.engine.timeline import SyncReport, Timeline
 from vstream_ros.engine.timelines import Timelines
 from vstream_ros.engine.vision_cache import VisionCache
-from vstream_ros.errors import InvalidRequestError, ModelFailedError, VStreamError
+from vstream_ros.errors import InvalidRequestError, ModelFailedError
 from vstream_ros.memory.clip import Clip
 from vstream_ros.models.base import GenerationOptions, Prompt, VideoModel
 
 MAX_BATCHES = 4
 """Clips about which questions are answered side by side: each has a KV cache, which shares what is common only."""
-
-
-@dataclass(eq=False)
-class Running:
-    """A question that is being answered. Its identity counts."""
-
-    question: Question
-    prompt: Prompt
-    continuation: FreeText | Choices
-    report: SyncReport
-    """What its clip took; nothing where another question's had it done."""
-    seed: int
-    arrived_at: float
-    """``time.monotonic()`` at which the question came, and at which its turn came."""
-    started_at: float
-
-
-Outcome = Answer | Exception
 
 
 class ClipAnswerer:
@@ -134,13 +116,13 @@ class ClipAnswerer:
             interrupts: asked between two steps and after each token.
 
         Raises:
-            InvalidRequestError: prompt and answer would not fit into the model's context.
+            InvalidRequestError: prompt and answer would not fit into the model's context, no answer can be held to the
+                schema, or ``begin_choices`` says so.
         """
         started_at = time.monotonic()
         prompt = self.prompt(clips, question.text)
-        self._check_context(prompt, question.max_new_tokens)
-        seed = question.seed
-        if question.temperature > 0.0 and seed == 0:
+        seed = 0 if question.choices else question.seed
+        if question.temperature > 0.0 and seed == 0 and not question.choices:
             seed = secrets.randbits(63) or 1
         continuation = self._continuation(prompt, question, seed, interrupts or Interrupts())
         batch = next((b for b in self._batches if b.serves(prompt)), None)
@@ -148,7 +130,7 @@ class ClipAnswerer:
             busy = [b.timeline for b in self._batches]
             known = self.timelines
             timeline = known.for_memory(prompt, busy) if part is None else known.for_part(part, prompt, busy)
-            batch = ClipBatch(self.model, timeline, prompt)
+            batch = ClipBatch(self.model, timeline, prompt, graphs=self.config.decode_graphs == "auto")
             self._batches.append(batch)
             report = batch.report
         else:
@@ -174,7 +156,7 @@ class ClipAnswerer:
         batch = self._batches.pop(0)
         self._batches.append(batch)
         try:
-            ended = [(c, c.failure) for c in batch.step()]
+            ended: list[tuple[Continuation, Exception | None]] = [(c, c.failure) for c in batch.step()]
         except Exception as error:  # noqa: BLE001  (each question's caller gets it)
             ended = [(c, c.failure if c.finished else error) for c in batch.close()]
             self._batches.remove(batch)
@@ -189,48 +171,33 @@ class ClipAnswerer:
                 batch.close()
                 self._batches.remove(batch)
                 self.timelines.shrink()
-        return [(running := self._running.pop(c), self._outcome(running, failure)) for c, failure in ended]
+        return [self._end(continuation, failure) for continuation, failure in ended]
+
+    def _end(self, continuation: Continuation, failure: Exception | None) -> tuple[Running, Outcome]:
+        running = self._running.pop(continuation)
+        outcome = outcome_of(self.model, running, failure)
+        if isinstance(outcome, Answer) and isinstance(continuation, FreeText) and not continuation.samples:
+            self.remember(running.question, outcome.token_ids)
+        return running, outcome
 
     def _continuation(
         self, prompt: Prompt, question: Question, seed: int, interrupts: Interrupts
     ) -> FreeText | Choices:
         model = self.model
-        options = GenerationOptions(question.max_new_tokens, question.temperature, seed)
-        chooser = model.token_chooser(prompt, options)
         if question.choices:
-            choices = [model.tokenize(choice) for choice in question.choices]
-            return Choices(prompt, chooser, interrupts, choices, branching=model.takes_masks)
+            return begin_choices(model, prompt, question.choices, interrupts)
+        self._check_context(prompt, question.max_new_tokens)
+        grammar = model.compile_grammar(question.json_schema) if question.json_schema else None
+        options = GenerationOptions(question.max_new_tokens, question.temperature, seed, grammar=grammar)
+        chooser = model.token_chooser(prompt, options)
         drafts = self.config.drafts == "on" and model.cache_rolls_back and not chooser.samples
         suffix = prompt.input_ids[prompt.prefix_length :].tolist()
-        draft = self._book.draft(question.text, suffix) if drafts else Draft()
+        draft = self._book.draft(_book_key(question), suffix) if drafts else Draft()
         return FreeText(prompt, chooser, question.max_new_tokens, draft, interrupts, model.text_stream())
 
-    def _outcome(self, running: Running, failure: Exception | None) -> Outcome:
-        continuation = running.continuation
-        free = isinstance(continuation, FreeText)
-        tokens = tuple(continuation.token_ids) if free else ()
-        text = self.model.decode_text(tokens)
-        if isinstance(failure, VStreamError):
-            own = type(failure)(str(failure), answer=text)  # another question may have failed of the same
-            own.__cause__ = failure.__cause__
-            return own
-        if failure is not None:
-            return failure
-        if free and not continuation.samples:
-            self._book.remember(running.question.text, tokens)
-        probabilities = () if free else tuple(continuation.probabilities)
-        choice = -1 if free else int(np.argmax(probabilities))
-        tubelets = running.prompt.tubelets
-        return Answer(
-            text=text if free else running.question.choices[choice],
-            metrics=self._metrics(running),
-            confidence=continuation.confidence if free else probabilities[choice],
-            choice_index=choice,
-            probabilities=probabilities,
-            frame_cameras=tuple(t.camera for t in tubelets for _ in t.stamps_ns),
-            frame_stamps_ns=tuple(stamp for t in tubelets for stamp in t.stamps_ns),
-            token_ids=tokens,
-        )
+    def remember(self, question: Question, token_ids: Sequence[int]) -> None:
+        """``question`` was answered by these tokens, end token included: they are the next answer's draft."""
+        self._book.remember(_book_key(question), token_ids)
 
     def encode_ahead(self, clips: Sequence[Clip], archived: Set[int] = frozenset()) -> bool:
         """Compute the features of one tubelet that has none yet; False where there is nothing to do.
@@ -271,7 +238,7 @@ class ClipAnswerer:
 
     def keep_only(self, held: Set[int]) -> None:
         """Forget what was computed from other tubelets than ``held`` and those of the running questions."""
-        held = held.union(*({t.id for t in b.prompt.tubelets} for b in self._batches))
+        held = held | {tubelet.id for batch in self._batches for tubelet in batch.prompt.tubelets}
         self.timelines.keep_only(held)
         self.vision.keep_only(held)
         self.importance.keep_only(held)
@@ -291,32 +258,6 @@ class ClipAnswerer:
         self._running.clear()
         self.drop_caches()
 
-    def _metrics(self, running: Running) -> AnswerMetrics:
-        finished_at = time.monotonic()
-        prompt, report, continuation = running.prompt, running.report, running.continuation
-        metrics = AnswerMetrics(
-            queue_latency=running.started_at - running.arrived_at,
-            encoding_latency=report.encoding_s,
-            first_token_latency=continuation.first_token_at - running.arrived_at,
-            generation_latency=finished_at - continuation.first_token_at,
-            total_latency=finished_at - running.arrived_at,
-            cache_hit=report.tubelets_prefilled == 0,
-            frames=sum(len(tubelet.stamps_ns) for tubelet in prompt.tubelets),
-            tubelets=len(prompt.tubelets),
-            tubelets_reused=len(prompt.tubelets) - report.tubelets_encoded,
-            visual_tokens=sum(end - start for start, end in prompt.spans),
-            prompt_tokens=len(prompt),
-            prompt_tokens_reused=report.tokens_reused,
-            seed=running.seed,
-            model=self.model.name,
-        )
-        if isinstance(continuation, FreeText):
-            metrics.new_tokens = len(continuation.token_ids)
-            metrics.passes = continuation.passes
-            metrics.draft_tokens = continuation.draft.proposed
-            metrics.draft_tokens_right = continuation.draft.accepted
-        return metrics
-
     def _check_context(self, prompt: Prompt, max_new_tokens: int) -> None:
         needed, limit = len(prompt) + max_new_tokens, self.model.context_length
         if needed > limit:
@@ -325,6 +266,11 @@ class ClipAnswerer:
                 f"{self.model.name}; shorten the question, or lower max_new_tokens, max_pixels, star_memory_size or "
                 "stream_window_size"
             )
+
+
+def _book_key(question: Question) -> str:
+    """What an answer is remembered by."""
+    return f"{question.text}\0{question.json_schema}"
 
 
 def tubelet_ids(clips: Iterable[Clip]) -> set[int]:

@@ -20,6 +20,8 @@ class Question:
     """Header stamps, inclusive; 0: unbounded."""
     end_ns: int = 0
     choices: tuple[str, ...] = ()
+    """The answer is one of these, 100 at most; white space around one does not count. Empty: free text.
+    ``max_new_tokens``, ``temperature`` and ``seed`` change nothing then."""
     max_new_tokens: int = 0
     temperature: float = 0.0
     """0: greedy; else from 0.001 to 10."""
@@ -27,6 +29,8 @@ class Question:
     """0: drawn, and reported in the metrics. Only sampling (temperature > 0) uses it."""
     timeout_s: float = 0.0
     """Wall time including the queue; 0: the engine's default."""
+    json_schema: str = ""
+    """The answer is compact JSON that is valid under this schema, a JSON text; empty: free text."""
 
     @property
     def names_a_part(self) -> bool:
@@ -72,9 +76,12 @@ class Answer:
     text: str
     metrics: AnswerMetrics
     confidence: float = 0.0
-    """Geometric mean of the generated tokens' probabilities (after logits processors, before temperature)."""
+    """Geometric mean of the generated tokens' probabilities (after logits processors, before temperature), under a
+    schema among the tokens that it allows; of a choice: its share in ``probabilities``."""
     choice_index: int = -1
+    """In ``Question.choices``; -1: free text."""
     probabilities: tuple[float, ...] = ()
+    """Of each choice, given that it is one of them: they sum to 1."""
     frame_cameras: tuple[str, ...] = ()
     """Parallel to ``frame_stamps_ns``, in prompt order."""
     frame_stamps_ns: tuple[int, ...] = ()

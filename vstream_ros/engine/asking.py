@@ -15,7 +15,7 @@ from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_thread import PendingAnswer
 from vstream_ros.engine.recovery import first_line, forget_frames, recover_from_out_of_memory
-from vstream_ros.engine.status import StatusBoard
+from vstream_ros.engine.status_board import StatusBoard
 from vstream_ros.engine.validation import checked_question
 from vstream_ros.errors import CanceledError, NoFramesError, OutOfMemoryError, VStreamError
 

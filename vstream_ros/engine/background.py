@@ -13,7 +13,7 @@ from vstream_ros.engine.device_memory import is_out_of_memory
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.recovery import first_line, forget_frames, recover_from_out_of_memory
-from vstream_ros.engine.status import StatusBoard
+from vstream_ros.engine.status_board import StatusBoard
 
 FIRST_PAUSE_S = 1.0
 """After a first failure; each further one doubles it."""
@@ -85,7 +85,7 @@ class WorkAhead:
         clips, next_clips = self._cameras.clips_ahead()
         archived = self._cameras.archived_tubelets()
         if self._mode == "vision":
-            return answerer.encode_ahead(clips, archived)
+            return answerer.encode_ahead((*clips, *next_clips), archived)
         return answerer.prefill_ahead(clips, next_clips, archived)
 
     def _after_failure(self, answerer: ClipAnswerer, failure: str, out_of_memory: bool) -> float | None:

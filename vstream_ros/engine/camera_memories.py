@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import reprlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from vstream_ros.engine.camera_archives import CameraArchives
-from vstream_ros.engine.offered_frames import causes_of_emptiness, fitted, next_stamp
+from vstream_ros.engine.clearings import Clearings
+from vstream_ros.engine.offered_frames import fitted, next_stamp
 from vstream_ros.errors import ConfigError, FrameError, InvalidRequestError
 from vstream_ros.images.resize import check_rgb, resize_rgb
 from vstream_ros.memory import (
@@ -27,6 +28,7 @@ from vstream_ros.memory import (
     SmartFrameManager,
 )
 from vstream_ros.memory.future_stamps import Clock
+from vstream_ros.memory.memory_config import MaxTubelets
 from vstream_ros.memory.saved_state import Capacity, SavedState
 from vstream_ros.memory.slot import Size
 from vstream_ros.memory.stamps import stamp_ns_of_seconds
@@ -59,12 +61,15 @@ class CameraMemories:
         configs: Mapping[str, MemoryConfig],
         frame_spec: FrameSpec,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        star_max_pixels: int = 0,
     ) -> None:
-        """``configs`` by camera name, in prompt order; raises ``ConfigError`` when there is none."""
+        """``configs`` by camera name, in prompt order; ``star_max_pixels``: of a frame in star, 0: as it is held.
+        Raises ``ConfigError`` where there is no camera."""
         if not configs:
             raise ConfigError("cameras must name at least one camera")
         self._lock = threading.Lock()
-        """Guards every memory, ``_frame_spec`` where it changes, ``_announcements`` and ``_clearings``."""
+        """Guards every memory, ``_frame_spec`` where it changes, and ``_clearings``."""
         ids = itertools.count()
         self._archives = CameraArchives(configs, ids)
         patch = frame_spec.temporal_patch_size
@@ -76,30 +81,32 @@ class CameraMemories:
             )
             for name, config in configs.items()
         }
-        self.max_tubelets = sum(config.max_tubelets(frame_spec.temporal_patch_size) for config in configs.values())
-        """Most tubelets that a question over all cameras can be about."""
+        self._star_max_pixels = star_max_pixels
         self._frame_spec = frame_spec
-        self._announcements: deque[str] = deque(maxlen=8)
-        self._clearings = 0
-        self._clock = clock
-        self._last_clears: dict[str, tuple[float, str]] = {}
-        """When and why each camera's memory was cleared last. Guarded by ``_lock``."""
+        self._clearings = Clearings(self.names, clock)
+        for memory in self._memories.values():
+            self._fit(memory)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._memories)
 
     @property
+    def max_tubelets(self) -> MaxTubelets:
+        """Most tubelets that a question over all cameras can be about."""
+        return MaxTubelets.of((m.config for m in self._memories.values()), self._frame_spec.temporal_patch_size)
+
+    @property
     def announcements(self) -> tuple[str, ...]:
         """Why the memory was cleared lately, newest last."""
         with self._lock:
-            return tuple(self._announcements)
+            return tuple(self._clearings.announcements)
 
     @property
     def clearings(self) -> int:
         """How often the memory was cleared, of one camera or of all."""
         with self._lock:
-            return self._clearings
+            return self._clearings.count
 
     def frame_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which an image of this size is kept; raises ``FrameError`` for an impossible one."""
@@ -119,10 +126,9 @@ class CameraMemories:
                         raise ConfigError(f"star_memory_size, stream_window_size must be >= a tubelet ({patch} frames)")
                 for memory in self._memories.values():
                     memory.regroup(patch, reason)
-                self.max_tubelets = sum(memory.config.max_tubelets(patch) for memory in self._memories.values())
-                self._announce(f"{reason}: tubelets of {patch} frames")
+                self._clearings.announce(f"{reason}: tubelets of {patch} frames")
             self._frame_spec = frame_spec
-            scaled = {name: memory.resize(frame_spec.fit) for name, memory in self._memories.items()}
+            scaled = {name: self._fit(memory) for name, memory in self._memories.items()}
         self._archives.settle()
         for name, count in scaled.items():
             if count:
@@ -165,8 +171,8 @@ class CameraMemories:
             for state, scorer in zip(states, scorers, strict=True):
                 memory = self._memories[state.camera]
                 memory.restore(state, scorer)
-                scaled[state.camera] = memory.resize(spec.fit)
-                self._announce(reason, state.camera, what="restored")
+                scaled[state.camera] = self._fit(memory)
+                self._clearings.announce(reason, state.camera, what="restored")
         return scaled
 
     # -- frames ------------------------------------------------------------------------------------------------------
@@ -195,7 +201,7 @@ class CameraMemories:
                     continue
                 status = memory.keep(slot, image)
                 if status.cleared:
-                    self._announce(status.cleared, slot.camera)
+                    self._clearings.announce(status.cleared, slot.camera)
             self._archives.store_one(slot.camera)
             return status
 
@@ -241,7 +247,7 @@ class CameraMemories:
         with self._lock:
             for memory in self._memories.values() if camera is None else (self._memory(camera),):
                 memory.clear(reason)
-            self._announce(reason, camera)
+            self._clearings.announce(reason, camera)
         self._archives.settle()
 
     def close(self) -> None:
@@ -286,8 +292,8 @@ class CameraMemories:
 
     def held_tubelets(self) -> set[int]:
         """The ids of all tubelets that any memory would hand out, now or after its next slide, and its archive."""
-        with self._lock:
-            held = {tubelet.id for memory in self._memories.values() for tubelet in memory.clip().tubelets}
+        clips_now, clips_next = self.clips_ahead()
+        held = {tubelet.id for clip in (*clips_now, *clips_next) for tubelet in clip.tubelets}
         return held | self.archived_tubelets()
 
     def archived_tubelets(self) -> set[int]:
@@ -321,9 +327,12 @@ class CameraMemories:
     def why_empty(self, cameras: Sequence[str]) -> str:
         """Why the memories of these cameras hold nothing, and what to do about it."""
         with self._lock:
-            states = [self._memory(name).status() for name in cameras]
-            clears, now = dict(self._last_clears), self._clock()
-        return causes_of_emptiness(dict(zip(cameras, states, strict=True)), clears, now)
+            return self._clearings.why_empty({name: self._memory(name).status() for name in cameras})
+
+    def _fit(self, memory: SmartFrameManager) -> int:
+        """Scale what a memory holds to ``_frame_spec``; returns how many tubelets. Under the lock."""
+        spec, pixels = self._frame_spec, self._star_max_pixels
+        return memory.resize(spec.fit, functools.partial(spec.shrink, max_pixels=pixels) if pixels else None)
 
     def _rgb_size(self, frame: np.ndarray) -> Size:
         """The size at which an RGB image is kept; raises ``FrameError`` for what is none."""
@@ -339,12 +348,3 @@ class CameraMemories:
         if len(self._memories) != 1:
             raise InvalidRequestError(f"name the camera of the frame, one of: {', '.join(self._memories)}")
         return next(iter(self._memories))
-
-    def _announce(self, reason: str, camera: str | None = None, what: str = "cleared") -> None:
-        """Say that the memory of one camera or of all was cleared, or restored; under the lock."""
-        for name in self.names if camera is None else (camera,):
-            self._last_clears[name] = (self._clock(), reason)
-        text = reason if camera is None else f"camera {camera}: {reason}"
-        self._clearings += 1
-        self._announcements.append(text)
-        logger.warning("memory %s (epoch %d): %s", what, self._clearings, text)

@@ -14,6 +14,8 @@ from vstream_ros.engine.timeline import SyncReport, Timeline
 from vstream_ros.models.base import GenerationOptions, Prompt, VideoModel
 
 UNBOUNDED = 1 << 30
+ANSWER_TOKENS = 512
+"""Expected of all answers together."""
 PASS_ROWS = {"cpu": 48}
 """Rows of one pass for several questions, by the kind of device: so many that a question which waits for its first
 token waits twice as long, at most, as it would alone."""
@@ -28,14 +30,16 @@ class ClipBatch:
     A question may join at any step. The clip's part of the cache stays whatever happens to the questions.
     """
 
-    def __init__(self, model: VideoModel, timeline: Timeline, prompt: Prompt) -> None:
-        """``prompt``: of the first question; ``timeline``: nobody else's until ``close``."""
+    def __init__(self, model: VideoModel, timeline: Timeline, prompt: Prompt, *, graphs: bool = True) -> None:
+        """``prompt``: of the first question; ``timeline``: nobody else's until ``close``; ``graphs``: see
+        ``VideoModel.open_tail``."""
+        self._graphs = graphs
         self.timeline = timeline
         self._model = model
         self._pass_rows = PASS_ROWS.get(model.device.type, PASS_ROWS_ELSEWHERE)
         self._running: list[Continuation] = []
         self._plan = timeline.begin(prompt)
-        self._decoder = Decoder(model, timeline.cache)
+        self._decoder = self._open()
 
     @property
     def prompt(self) -> Prompt:
@@ -87,16 +91,22 @@ class ClipBatch:
         """The caches were dropped: begin with the clip again, and go on with each answer where it was."""
         self.timeline.reset()
         self._plan = self.timeline.begin(self.prompt)
-        self._decoder = Decoder(self._model, self.timeline.cache)
+        self._decoder.close()
+        self._decoder = self._open()
         for continuation in self._running:
             continuation.forget_cached()
 
     def close(self) -> list[Continuation]:
         """Leave the timeline with the clip and nothing behind it; returns the questions that were left, among them
         those that had ended in the step that failed."""
+        self._decoder.close()
         self.timeline.rollback(min(len(self.timeline), self.prompt.prefix_length))
         running, self._running = self._running, []
         return running
+
+    def _open(self) -> Decoder:
+        needed = len(self.prompt) + ANSWER_TOKENS
+        return Decoder(self._model.open_tail(self.timeline.cache, needed, graphs=self._graphs))
 
     def _part_with_ended(self) -> list[Continuation]:
         running = [c for c in self._running if not c.finished]
@@ -112,7 +122,7 @@ class ClipBatch:
     def _choose_rows(self) -> tuple[list[Continuation], list[NewRows]]:
         """Who takes part in the next pass: first those that are in their answer, the others in the order of arrival."""
         alone = len(self._running) == 1
-        left = UNBOUNDED if alone else self._pass_rows
+        left = min(UNBOUNDED if alone else self._pass_rows, self._decoder.max_rows)
         draft_limit = DRAFT_ROWS // len(self._running)
         chosen, rows = [], []
         for continuation in sorted(self._running, key=lambda c: c.in_question):

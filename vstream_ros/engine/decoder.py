@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from vstream_ros.engine.continuation import Continuation, NewRows
-from vstream_ros.models.base import Rows, TubeletFeatures, VideoModel
+from vstream_ros.models.base import Rows, TubeletFeatures
+from vstream_ros.models.tail import Tail
 
 MAX_DEAD_ROWS = 64
 """Tokens that nobody needs any more and that stay in the cache, hidden, until others are moved together."""
@@ -37,15 +37,14 @@ NO_CLIP_ROWS = ClipRows(np.empty(0, np.int64), np.empty((4, 0), np.int64), ())
 class Decoder:
     """The tokens behind one clip in one KV cache. Owned by the model's thread.
 
-    Whatever a pass raises, the cache then holds the clip, and behind it perhaps anything: crop it.
+    Whatever a pass raises, what stands behind the clip is unknown then: ``close`` it.
     """
 
-    def __init__(self, model: VideoModel, cache: Any) -> None:
-        """``cache``: holds the clip, or all but its last tokens."""
-        self._model = model
-        self._cache = cache
-        self._tail = 0
-        """Tokens in the cache behind the clip."""
+    def __init__(self, tail: Tail) -> None:
+        """``tail``: of a cache that holds the clip, or all but its last tokens."""
+        self._tail = tail
+        self.max_rows = tail.max_rows
+        """Of one pass."""
 
     def step(
         self, continuations: Sequence[Continuation], rows: Sequence[NewRows], clip_rows: ClipRows = NO_CLIP_ROWS
@@ -54,16 +53,16 @@ class Decoder:
 
         ``rows``: of each of them. ``clip_rows`` come before anything stands behind the clip.
         """
-        new = sum(map(len, rows))
         before = len(clip_rows.token_ids)
         starts = np.cumsum([before, *map(len, rows)])
-        logits = self._model.forward(
+        held = self._tail.length
+        logits = self._tail.forward(
             Rows(
                 np.concatenate([clip_rows.token_ids, *(r.token_ids for r in rows)]),
                 np.concatenate([clip_rows.position_ids, *(r.position_ids for r in rows)], axis=1),
                 self._visible(continuations, rows, before),
             ),
-            self._cache,
+            before,
             np.concatenate([start + r.wanted for start, r in zip(starts, rows, strict=False)]),
             clip_rows.features,
         )
@@ -71,36 +70,39 @@ class Decoder:
             parts = logits.split([len(r.wanted) for r in rows])
             picked = [c.pick(part) for c, part in zip(continuations, parts, strict=True)]
             values = torch.cat(picked).cpu().numpy()  # the only time that a pass waits for the device
-        base, self._tail = self._tail - before, self._tail + new
         for c, start, own in zip(
             continuations, starts, np.split(values, np.cumsum([len(p) for p in picked])[:-1]), strict=False
         ):
             kept = c.take(own)
-            c.cached += range(base + int(start), base + int(start) + kept)
+            place = held - before + int(start)
+            c.cached += range(place, place + kept)
+        self.max_rows = self._tail.max_rows
 
     def tidy(self, running: Sequence[Continuation]) -> None:
         """Let go of tokens that none of ``running``, which is all there are, needs."""
-        if not self._model.cache_rolls_back:
-            return
         needed = np.sort(np.fromiter((index for c in running for index in c.cached), np.int64))
-        start = self._cache.get_seq_length() - self._tail
         end = int(needed[-1]) + 1 if len(needed) else 0
         if end - len(needed) > MAX_DEAD_ROWS:
-            self._model.keep_rows(self._cache, start, needed)
+            self._tail.keep(needed)
             places = {int(old): new for new, old in enumerate(needed)}
             for c in running:
                 c.cached = [places[index] for index in c.cached]
-            self._tail = len(needed)
-        elif end < self._tail:
-            self._model.keep_rows(self._cache, start, np.arange(end))
-            self._tail = end
+        elif end < self._tail.length:
+            self._tail.keep(np.arange(end))
 
-    def _visible(self, continuations: Sequence[Continuation], rows: Sequence[NewRows], before: int) -> np.ndarray | None:
+    def close(self) -> None:
+        """Nobody needs what stands behind the clip any more."""
+        self._tail.close()
+
+    def _visible(
+        self, continuations: Sequence[Continuation], rows: Sequence[NewRows], before: int
+    ) -> np.ndarray | None:
         """As in ``Rows``."""
-        if len(rows) == 1 and rows[0].is_chain and len(continuations[0].cached) == self._tail:
+        if len(rows) == 1 and rows[0].is_chain and len(continuations[0].cached) == self._tail.length:
             return None
-        assert not (before and self._tail), "the clip grew behind its questions"
-        columns = self._tail + before
+        tail = self._tail.length
+        assert not (before and tail), "the clip grew behind its questions"
+        columns = tail + before
         visible = np.zeros((before + sum(map(len, rows)), columns + sum(map(len, rows))), dtype=bool)
         visible[:before, :before] = np.tri(before, dtype=bool)
         visible[before:, :before] = True
@@ -108,6 +110,6 @@ class Decoder:
         for c, new in zip(continuations, rows, strict=True):
             own = slice(start, start + len(new))
             visible[own, c.cached] = True
-            visible[own, self._tail + start : self._tail + start + len(new)] = new.ancestors()
+            visible[own, tail + start : tail + start + len(new)] = new.ancestors()
             start += len(new)
         return visible

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vstream_ros.engine.answers import Answer, DeviceMemory, EngineStatus, ModelState, Question
+from vstream_ros.engine.answers import DeviceMemory, EngineStatus, ModelState, Question
 from vstream_ros.engine.asking import QuestionDesk
 from vstream_ros.engine.background import WorkAhead
 from vstream_ros.engine.camera_memories import CameraMemories
@@ -27,7 +27,7 @@ from vstream_ros.engine.memory_files import MemoryFile, load_memories, save_memo
 from vstream_ros.engine.model_host import ModelHost
 from vstream_ros.engine.model_loads import ModelLoads
 from vstream_ros.engine.model_thread import ModelThread, PendingAnswer
-from vstream_ros.engine.status import StatusBoard
+from vstream_ros.engine.status_board import StatusBoard
 from vstream_ros.errors import BusyError, VStreamError
 from vstream_ros.memory import Clip, FrameSlot, FrameStatus, MemoryConfig, MemorySnapshot
 from vstream_ros.memory.future_stamps import Clock
@@ -80,7 +80,7 @@ class DelayedBatchInferenceEngine:
         self.config, memories = parted_configs(config, memory, overrides)
         by_features = cameras_by_features(self.config, memories)
         spec = FrameSpec(min_pixels=self.config.min_pixels, max_pixels=self.config.max_pixels)
-        self._cameras = CameraMemories(memories, spec)
+        self._cameras = CameraMemories(memories, spec, star_max_pixels=self.config.star_max_pixels)
         name = model if isinstance(model, str) else ""
         importance = partial(FeatureImportance, by_features, self._cameras.reweigh)
         self._host = ModelHost(name, self.config, self._cameras.names, self._cameras.max_tubelets, importance)

@@ -21,6 +21,7 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 FEATURES_DEVICES = ("device", "cpu")
 QUANTIZATIONS = ("none", "bitsandbytes-8bit", "bitsandbytes-4bit")
 DRAFTS = ("on", "off")
+DECODE_GRAPHS = ("auto", "off")
 KV_CACHES = ("full", "fp8", "quanto", "hqq")
 
 
@@ -53,6 +54,9 @@ class EngineConfig:
     max_pixels: int = 4 * 224 * 224
     """Pixels of one frame at most, after scaling with its aspect ratio kept."""
     min_pixels: int = 56 * 56
+    star_max_pixels: int = 0
+    """Pixels of one star frame at most: the past in smaller frames than the window, so that as many tokens show more of
+    it. A clip is then two video blocks, one of each size. 0: star's frames are as large as the others."""
     time_positions: str = "true"
     """"true": temporal positions from the stamps, also over the gaps that eviction leaves; "index": by order alone."""
     text_positions: str = "checkpoint"
@@ -75,8 +79,11 @@ class EngineConfig:
     """Questions answered at the same time at most: those about the same clip share each pass of the model."""
     drafts: str = "on"
     """"on": what the last answer to a question said is tried first and counts where the model says it again; "off"."""
+    decode_graphs: str = "auto"
+    """"auto": on CUDA, passes over few tokens are captured graphs, on a copy of the KV cache; "off": little VRAM."""
     max_question_bytes: int = 16384
-    """UTF-8 bytes of a question's text, cameras and choices together at most; a longer one is refused unread."""
+    """UTF-8 bytes of a question's text, cameras, choices and JSON schema together at most; a longer one is refused
+    unread."""
     max_forks: int = 8
     """KV caches of questions about a part of memory kept at most; the least recently used go first."""
     forks_max_bytes: int = 2 << 30
@@ -98,6 +105,7 @@ class EngineConfig:
             ("quantization", QUANTIZATIONS),
             ("kv_cache", KV_CACHES),
             ("drafts", DRAFTS),
+            ("decode_graphs", DECODE_GRAPHS),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
@@ -125,6 +133,10 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.min_pixels > self.max_pixels:
             raise ConfigError(f"min_pixels must be <= max_pixels ({self.max_pixels}), got {self.min_pixels}")
+        if self.star_max_pixels and self.star_max_pixels < self.min_pixels:
+            raise ConfigError(
+                f"star_max_pixels must be 0 (off) or >= min_pixels ({self.min_pixels}), got {self.star_max_pixels}"
+            )
         for name in ("features_max_bytes", "max_forks", "forks_max_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be >= 0, got {getattr(self, name)}")

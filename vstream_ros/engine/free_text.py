@@ -13,7 +13,7 @@ import torch
 
 from vstream_ros.engine.continuation import Continuation, Interrupts, NewRows
 from vstream_ros.engine.drafts import Draft
-from vstream_ros.errors import VStreamError
+from vstream_ros.errors import InvalidRequestError, VStreamError
 from vstream_ros.models.base import Prompt
 from vstream_ros.models.generation import checked_log_probability
 from vstream_ros.models.token_chooser import TokenChooser
@@ -63,6 +63,11 @@ class FreeText(Continuation):
         return self._chooser.samples
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the answer is one that its grammar knows; free text always is."""
+        return self._chooser.is_whole(self.token_ids)
+
+    @property
     def confidence(self) -> float:
         """Geometric mean of the tokens' probabilities."""
         return math.exp(math.fsum(self._log_probabilities) / len(self.token_ids)) if self.token_ids else 0.0
@@ -73,7 +78,7 @@ class FreeText(Continuation):
         self._proposed = ()
         if end == whole and self.token_ids:
             room = min(draft_limit, limit - (end - start), self._max_new_tokens - len(self.token_ids) - 1)
-            self._proposed = self.draft.propose(self.token_ids, room)
+            self._proposed = self._admitted(self.draft.propose(self.token_ids, room))
         self._behind = end - start
         count = self._behind + len(self._proposed)
         ids, positions = self._chain([*self.token_ids, *self._proposed], start, start + count)
@@ -83,7 +88,11 @@ class FreeText(Continuation):
     def pick(self, logits: torch.Tensor) -> torch.Tensor:
         if not len(logits):
             return logits.new_zeros(0, 2, dtype=torch.float64)
-        return self._chooser.choose(logits, self.token_ids, self._proposed)
+        try:
+            return self._chooser.choose(logits, self.token_ids, self._proposed)
+        except InvalidRequestError as error:  # of its grammar: nobody else's question ends with it
+            self.failure = error
+            return logits.new_zeros(0, 2, dtype=torch.float64)
 
     def take(self, values: np.ndarray) -> int:
         if not len(values):
@@ -97,6 +106,13 @@ class FreeText(Continuation):
                 break
         self.draft.judge(len(self._proposed), right)
         return self._behind + right
+
+    def _admitted(self, proposed: tuple[int, ...]) -> tuple[int, ...]:
+        """The part of a draft that the answer's grammar lets through."""
+        try:
+            return proposed[: self._chooser.admitted(self.token_ids, proposed)]
+        except InvalidRequestError:  # ``pick`` will find it again
+            return ()
 
     def _append(self, token: int, log_probability: float) -> None:
         if not self.token_ids:

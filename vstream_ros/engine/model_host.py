@@ -18,6 +18,7 @@ from vstream_ros.engine.feature_importance import FeatureImportance
 from vstream_ros.engine.model_thread import CLOSED
 from vstream_ros.engine.recovery import first_line, forget_frames
 from vstream_ros.errors import CanceledError, ConfigError, ModelFailedError, NotReadyError, VStreamError
+from vstream_ros.memory.memory_config import MaxTubelets
 from vstream_ros.models.base import VideoModel
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class ModelHost:
         name: str,
         config: EngineConfig,
         cameras: Sequence[str],
-        max_tubelets: int,
+        max_tubelets: MaxTubelets,
         new_importance: Callable[[], FeatureImportance | None] = lambda: None,
         free_bytes: Callable[[torch.device], int] = lambda device: read_device_memory(device).free,
     ) -> None:
@@ -188,12 +189,14 @@ class ModelHost:
 
         Raises ``ConfigError`` where a full memory would not fit into the model's context.
         """
-        self._check_context(model)
+        needed = self._check_context(model)
         answerer = ClipAnswerer(model, self._config, self._cameras, self._new_importance())
         with self._lock:
             self._check_current(ticket)
             self._answerer = answerer
         release_unused_memory()
+        if self._config.decode_graphs == "auto":
+            model.prepare(needed)
 
     def finish(self, ticket: Ticket) -> str:
         """Be READY with what was installed; returns its name."""
@@ -302,12 +305,17 @@ class ModelHost:
                 self._state, self._error = ModelState.READY if old is not None else ModelState.FAILED, str(told)
         return told
 
-    def _check_context(self, model: VideoModel) -> None:
-        tubelets = self._max_tubelets
-        needed = tubelets * model.max_tokens_per_tubelet + self._config.max_new_tokens
+    def _check_context(self, model: VideoModel) -> int:
+        """Tokens of a full memory with a question's answer."""
+        most, star_tokens = self._max_tubelets, model.max_tokens_per_tubelet
+        if self._config.star_max_pixels:
+            star_tokens = min(model.max_tokens(self._config.star_max_pixels), star_tokens)
+        needed = most.star * star_tokens + (most.total - most.star) * model.max_tokens_per_tubelet
+        needed += self._config.max_new_tokens
         if needed >= model.context_length:
             raise ConfigError(
-                f"a full memory of {tubelets} tubelets takes up to {needed} tokens with its answer, more than the "
+                f"a full memory of {most.total} tubelets takes up to {needed} tokens with its answer, more than the "
                 f"{model.context_length} of {model.name}; lower max_pixels, star_memory_size, stream_window_size, "
                 "stream_slide or max_new_tokens"
             )
+        return needed

@@ -11,7 +11,7 @@ from vstream_ros.engine.camera_memories import CameraMemories
 from vstream_ros.engine.device_memory import reset_peak
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.engine.model_host import ModelHost, Ticket
-from vstream_ros.engine.status import StatusBoard
+from vstream_ros.engine.status_board import StatusBoard
 from vstream_ros.models.base import VideoModel
 from vstream_ros.models.frame_spec import frame_spec_of
 

@@ -44,6 +44,8 @@ def recover_from_out_of_memory(answerer: ClipAnswerer | None, *, keep_intact: bo
         answerer: whose caches are dropped; None where there is none.
         keep_intact: drop only the KV caches that the failed step left in disorder.
     """
+    if answerer is not None:
+        answerer.model.free_scratch()
     if answerer is not None and keep_intact:
         for timeline in answerer.timelines:
             if not timeline.is_intact:

@@ -10,6 +10,7 @@ from vstream_ros.engine.answers import Question
 from vstream_ros.engine.camera_memories import CameraMemories
 from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.errors import InvalidRequestError
+from vstream_ros.models.json_schema import check_schema
 
 MAX_CHOICES = 100
 MIN_TEMPERATURE = 1e-3
@@ -28,10 +29,15 @@ def checked_question(question: object, config: EngineConfig, cameras: CameraMemo
         raise InvalidRequestError(f"a question must be a Question, got {_kind(question)}; write Question(text)")
     names = _texts("cameras", question.cameras, config.max_question_bytes)
     choices = _texts("choices", question.choices, config.max_question_bytes)
-    _check_texts({"question": (question.text,), "cameras": names, "choices": choices}, config.max_question_bytes)
+    texts = {"question": (question.text,), "cameras": names, "choices": choices, "json_schema": (question.json_schema,)}
+    _check_texts(texts, config.max_question_bytes)
     if not question.text.strip():
         raise InvalidRequestError("the question is empty; put a sentence into question")
     _check_choices(choices)
+    if question.json_schema:
+        if choices:
+            raise InvalidRequestError("choices and json_schema exclude each other; put the choices into an enum")
+        check_schema(question.json_schema)
     start_ns = _whole("start_time", question.start_ns, 2**63, "ns (0: unbounded)")
     end_ns = _whole("end_time", question.end_ns, 2**63, "ns (0: unbounded)")
     if end_ns and end_ns < start_ns:
@@ -55,8 +61,9 @@ def _check_choices(choices: tuple[str, ...]) -> None:
         raise InvalidRequestError(f"choices holds {len(choices)} texts; give {MAX_CHOICES} at most")
     if any(not choice.strip() for choice in choices):
         raise InvalidRequestError("one of choices is empty; write out each answer, or leave choices empty")
-    if len(set(choices)) != len(choices):
-        twice = next(choice for k, choice in enumerate(choices) if choice in choices[:k])
+    bare = [choice.strip() for choice in choices]  # white space around a choice does not count
+    if len(set(bare)) != len(bare):
+        twice = next(choice for k, choice in enumerate(bare) if choice in bare[:k])
         raise InvalidRequestError(f"choices holds {reprlib.repr(twice)} twice; give each answer once")
 
 
@@ -86,8 +93,8 @@ def _check_texts(texts: dict[str, tuple[str, ...]], max_bytes: int) -> None:
                 ) from None
     if count > max_bytes:
         raise InvalidRequestError(
-            f"question, cameras and choices exceed the {max_bytes} bytes of max_question_bytes; shorten them, or raise "
-            "the parameter"
+            f"question, cameras, choices and json_schema exceed the {max_bytes} bytes of max_question_bytes; shorten "
+            "them, or raise the parameter"
         )
 
 

@@ -1,4 +1,5 @@
-"""Image messages as they travel, in CDR: their stamp alone, or the message as a view that copies no pixels."""
+"""Image messages as they travel, in CDR: their stamp alone, read or replaced, or the message as a view that copies no
+pixels."""
 
 from __future__ import annotations
 
@@ -29,6 +30,13 @@ def read_stamp_ns(message: bytes) -> int:
         raise FrameError(f"the {len(message)} bytes of the message are no CDR with a header; check the publisher")
     sec, nanosec = layout.unpack_from(message, _STAMP_AT)
     return int(sec) * 1_000_000_000 + int(nanosec)
+
+
+def restamped(message: bytes, stamp_ns: int) -> bytes:
+    """The message with another stamp in its header. ``message``: CDR, of a type that begins with its header."""
+    layout = _STAMP[b"\x00\x01" if message[1] & 1 else b"\x00\x00"]
+    stamp = layout.pack(*divmod(stamp_ns, 1_000_000_000))
+    return message[:_STAMP_AT] + stamp + message[_STAMP_AT + layout.size :]
 
 
 def read_image(message: bytes, msg_type: str) -> Any:

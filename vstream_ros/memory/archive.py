@@ -15,7 +15,7 @@ import numpy as np
 from vstream_ros.images.resize import resize_rgb
 from vstream_ros.memory.archive_storage import FolderStorage, RamStorage, Storage
 from vstream_ros.memory.clip import NANOSECONDS, Clip, Tubelet
-from vstream_ros.memory.slot import Size
+from vstream_ros.memory.slot import Fit, Size
 from vstream_ros.memory.store import retention
 from vstream_ros.memory.thinning import Thinning, most_valuable
 
@@ -52,12 +52,19 @@ class _Entry:
     """Of the decoded tubelet, whose pixels are not those that left memory; drawn when it is first decoded."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Shrink:
+    """A note: hand out at what ``fit`` makes of the size; None: at the size."""
+
+    fit: Fit | None
+
+
 class Archive:
     """One camera's tubelets that left its memory, at most ``max_bytes`` and ``horizon_s`` of them. Thread-safe.
 
-    ``add``, ``forget``, ``resize`` and ``withdraw_after`` only take a note, so that they may be called with other locks
-    held. ``store_one`` and ``settle`` act on the notes, in their order, in their caller's thread: a camera's thread
-    encodes one tubelet a frame, of the several that a slide of the window lets go at once.
+    ``add``, ``forget``, ``resize``, ``shrink`` and ``withdraw_after`` only take a note, so that they may be called with
+    other locks held. ``store_one`` and ``settle`` act on the notes, in their order, in their caller's thread: a
+    camera's thread encodes one tubelet a frame, of the several that a slide of the window lets go at once.
 
     What is kept is decided as in star: the least retention x isolation^0.5 goes, among the archived. The same JPEGs
     are decoded to the same pixels, and are compared with their digest before: a decoded tubelet keeps its id until it
@@ -79,9 +86,9 @@ class Archive:
         self._ids = itertools.count() if ids is None else ids
         self._storage: Storage = FolderStorage(folder) if folder else RamStorage()
         self._in_ram = not folder
-        self._notes: deque[Tubelet | Size | int | None] = deque()
-        """To do: store a tubelet, scale to a size, withdraw what is newer than a stamp, forget all. Any thread adds;
-        who holds ``_lock`` takes out."""
+        self._notes: deque[Tubelet | Size | _Shrink | int | None] = deque()
+        """To do: store a tubelet, scale to a size or by a rule, withdraw what is newer than a stamp, forget all. Any
+        thread adds; who holds ``_lock`` takes out."""
         self._lock = threading.Lock()
         """Guards everything below; held while one tubelet is encoded (2 ms), not while any is decoded or read."""
         self._entries: dict[int, _Entry] = {}
@@ -91,7 +98,9 @@ class Archive:
         self._thinning = Thinning()
         self._keys = itertools.count()
         self._size: Size | None = None
-        """At which tubelets are handed out; None: as they were stored."""
+        """At which tubelets are handed out, but for ``_fit``; None: as they were stored."""
+        self._fit: Fit | None = None
+        """From that size to the one that they are handed out at. Outlives ``forget``."""
         self._frames = self._nbytes = 0
         self._decoded: dict[int, Tubelet] = {}
         """What was handed out last, by id: two questions about one range decode it once."""
@@ -109,6 +118,11 @@ class Archive:
     def resize(self, size: Size) -> None:
         """Note that tubelets are to be handed out at ``size`` = (height, width), under new ids."""
         self._notes.append(size)
+
+    def shrink(self, fit: Fit | None) -> None:
+        """Note that tubelets are to be handed out at what ``fit`` makes of their size, under new ids; None: at that
+        size."""
+        self._notes.append(_Shrink(fit))
 
     def withdraw_after(self, stamp_ns: int) -> None:
         """Note that what is newer than this stamp was never to be kept."""
@@ -130,10 +144,12 @@ class Archive:
                         self._drop(stamp_ns)
                 elif note is None:
                     self._forget()
+                elif isinstance(note, _Shrink):
+                    self._fit = note.fit
+                    self._make_anew()
                 else:
-                    self._size, self._decoded = note, {}
-                    for entry in self._entries.values():
-                        entry.archived_id = None
+                    self._size = note
+                    self._make_anew()
         return False
 
     def settle(self) -> None:
@@ -233,6 +249,12 @@ class Archive:
             if key in self._by_key:
                 self._drop(self._by_key[key])
 
+    def _make_anew(self) -> None:
+        """What is handed out from now on has other pixels, so other ids."""
+        self._decoded = {}
+        for entry in self._entries.values():
+            entry.archived_id = None
+
     def _forget(self) -> None:
         self._entries, self._by_key, self._decoded = {}, {}, {}
         self._thinning = Thinning()
@@ -250,7 +272,7 @@ class Archive:
                 return None
             if entry.archived_id is None:
                 entry.archived_id = next(self._ids)
-            archived_id, size = entry.archived_id, self._size
+            archived_id, size, fit = entry.archived_id, self._size, self._fit
             if archived_id in self._decoded:
                 return self._decoded[archived_id]
         data = self._storage.get(entry.key)
@@ -260,7 +282,7 @@ class Archive:
                     self._drop(shell.stamps_ns[0])
             return None
         ends = itertools.accumulate(entry.lengths)
-        frames = [_rgb(data[end - length : end], size) for end, length in zip(ends, entry.lengths, strict=True)]
+        frames = [_rgb(data[end - length : end], size, fit) for end, length in zip(ends, entry.lengths, strict=True)]
         pixels = np.stack(frames + frames[-1:] * (entry.patch - len(frames)))
         pixels.setflags(write=False)
         return replace(shell, id=archived_id, frames=pixels)
@@ -286,8 +308,9 @@ def _jpeg(frame: np.ndarray) -> bytes:
     return bytes(data)
 
 
-def _rgb(jpeg: bytes, size: Size | None) -> np.ndarray:
-    """Back to (height, width, 3) uint8 RGB, at ``size`` where one is given."""
+def _rgb(jpeg: bytes, size: Size | None, fit: Fit | None) -> np.ndarray:
+    """Back to (height, width, 3) uint8 RGB, at what ``fit`` makes of ``size``; None: of the size stored, as it is."""
     bgr = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     frame = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-    return frame if size is None else resize_rgb(frame, size)
+    height, width = size or frame.shape[:2]
+    return resize_rgb(frame, (height, width) if fit is None else fit(height, width))

@@ -71,6 +71,7 @@ class Clip:
     """What one camera's memory hands to the engine: immutable, without duplicates, in time order."""
 
     tubelets: tuple[Tubelet, ...]
+    """All of one frame size, or the first ones, star's, of a smaller one."""
     second_per_grid: float
     """Nominal seconds from one tubelet to the next (temporal_patch_size x sampling period); pinned, not measured."""
 

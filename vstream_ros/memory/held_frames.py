@@ -14,8 +14,9 @@ from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.memory.forming import ScoredFrame, TubeletFormer
 from vstream_ros.memory.key_frames import grouped
 from vstream_ros.memory.memory_config import MemoryConfig
-from vstream_ros.memory.slot import Size
+from vstream_ros.memory.slot import Fit, Size
 from vstream_ros.memory.snapshot import MemorySnapshot
+from vstream_ros.memory.star_frames import StarFrames
 from vstream_ros.memory.store import GAP_POWER, StarStream, values
 
 
@@ -49,6 +50,7 @@ class HeldFrames:
         self._archive = archive
         self._patch = temporal_patch_size
         self._former = TubeletFormer(camera, temporal_patch_size, ids)
+        self.star_frames = StarFrames(self._former.resized)
         self._store = StarStream(
             star=_tubelets(config, "star_memory_size", temporal_patch_size),
             window=_tubelets(config, "stream_window_size", temporal_patch_size),
@@ -57,7 +59,9 @@ class HeldFrames:
 
     def regrouped(self, temporal_patch_size: int) -> HeldFrames:
         """Nothing yet, for tubelets of another length. Raises ``ConfigError`` as ``__init__``."""
-        return HeldFrames(self._config, self._camera, temporal_patch_size, self._ids, self._archive)
+        held = HeldFrames(self._config, self._camera, temporal_patch_size, self._ids, self._archive)
+        held.star_frames.fit = self.star_frames.fit
+        return held
 
     @property
     def tubelets(self) -> list[Tubelet]:
@@ -87,9 +91,17 @@ class HeldFrames:
         return self._store.stream[-1].frames.shape[1:] if self._store.stream else None
 
     @property
+    def frame_sizes(self) -> tuple[Size, Size] | None:
+        """(height, width) of the frames held, and of those in star where they are handed out; None: none are held."""
+        if (shape := self.frame_shape) is None:
+            return None
+        size = (shape[0], shape[1])
+        return size, self.star_frames.size(size)
+
+    @property
     def nbytes(self) -> int:
         """Summed anew each time: a running count is one forgotten line away from a lie."""
-        tubelets = sum(tubelet.nbytes for tubelet in self.tubelets)
+        tubelets = sum(tubelet.nbytes for tubelet in self.tubelets) + self.star_frames.nbytes
         return tubelets + sum(frame.pixels.nbytes for frame in self._former.pending)
 
     @property
@@ -142,21 +154,28 @@ class HeldFrames:
         return new
 
     def reweigh(self, tubelet_id: int, importance: float) -> bool:
-        """See ``StarStream.reweigh``. Raises ``ValueError`` for what is no importance."""
+        """See ``StarStream.reweigh``; of a tubelet, or of the one that a smaller twin stands for. Raises ``ValueError``
+        for what is no importance."""
         if not 0.0 <= importance < math.inf:
             raise ValueError(f"importance must be >= 0 and finite, got {importance}")
-        return self._store.reweigh(tubelet_id, importance)
+        return self._store.reweigh(self.star_frames.original(tubelet_id), importance)
 
     def to_hand_out(self, include_pending: bool) -> tuple[Tubelet, ...]:
-        """The tubelets in time order. Pending frames come last as a provisional tubelet, where they are wanted or
-        nothing else is held."""
-        held = self.tubelets
+        """The tubelets in time order, star's in its size. Pending frames come last as a provisional tubelet, where they
+        are wanted or nothing else is held."""
+        self._forget_twins()
+        held = self.star_frames.small(self._store.star) + self._store.stream
         provisional = self._former.provisional() if include_pending or not held else None
         return tuple(held) if provisional is None else (*held, provisional)
 
     def after_slide(self) -> list[Tubelet] | None:
-        """See ``StarStream.after_slide``."""
-        return self._store.after_slide()
+        """See ``StarStream.after_slide``; star's in its size, as they will be handed out."""
+        self._forget_twins()
+        held = self._store.after_slide()
+        if held is None:
+            return None
+        star = len(held) - len(self._store.stream) + self._config.stream_slide
+        return self.star_frames.small(held[:star]) + held[star:]
 
     def snapshot(self, camera: str, second_per_grid: float) -> MemorySnapshot:
         """What is held now and what it is worth, pending frames as a provisional tubelet."""
@@ -192,6 +211,7 @@ class HeldFrames:
         split = min(len(state.star), max(len(held) - window, 0))
         self._store.star, self._store.stream = held[:split], held[split:]
         self._former.pending = list(state.pending)
+        self._forget_twins()
         if self._archive is not None:
             self._archive.forget()
 
@@ -206,13 +226,23 @@ class HeldFrames:
             return None
         return "resolution change", f"resolution changed from {held[1]}x{held[0]} to {shape[1]}x{shape[0]}"
 
+    def shrink_star(self, fit: Fit | None) -> None:
+        """Hand out star, and what the archive has, at ``fit`` of the held frames' size; None: as they are held."""
+        self.star_frames.fit = fit
+        if self._archive is not None:
+            self._archive.shrink(fit)
+
     def resize(self, size: Size) -> None:
-        """Scale every frame to ``size`` = (height, width). Tubelets get new ids, all else about them stays."""
+        """Scale every frame to ``size`` = (height, width), where they have another one. Tubelets get new ids, all else
+        about them stays."""
+        if (sizes := self.frame_sizes) is None or sizes[0] == size:
+            return
         self._store.star, self._store.stream = (
             [self._former.resized(tubelet, size) for tubelet in tubelets]
             for tubelets in (self._store.star, self._store.stream)
         )
         self._former.resize_pending(size)
+        self._forget_twins()
         if self._archive is not None:
             self._archive.resize(size)
 
@@ -220,6 +250,7 @@ class HeldFrames:
         """Forget every frame."""
         self._store.clear()
         self._former.clear()
+        self._forget_twins()
         if self._archive is not None:
             self._archive.forget()
 
@@ -242,6 +273,10 @@ class HeldFrames:
         fill = self.fill
         assert fill["star_frames"] <= fill["star_capacity"], "star holds too many frames"
         assert fill["stream_frames"] <= fill["stream_capacity"], "stream holds too many frames"
+
+    def _forget_twins(self) -> None:
+        """Those of tubelets that are not held any more."""
+        self.star_frames.keep_only({tubelet.id for tubelet in self.tubelets})
 
     def _store_tubelet(self, tubelet: Tubelet | None) -> None:
         if tubelet is not None:

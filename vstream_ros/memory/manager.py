@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from vstream_ros.memory.key_frames import checked_key_frames, scored
 from vstream_ros.memory.memory_config import MemoryConfig
 from vstream_ros.memory.quarantine import REASON as QUARANTINE_REASON
 from vstream_ros.memory.saved_state import Capacity, SavedState, reviewing_scorer
-from vstream_ros.memory.slot import FrameSlot, Size
+from vstream_ros.memory.slot import Fit, FrameSlot, Size
 from vstream_ros.memory.snapshot import MemorySnapshot
 from vstream_ros.memory.stamps import checked_stamp_ns
 
@@ -67,8 +67,7 @@ class SmartFrameManager:
         self._held = HeldFrames(config, camera, temporal_patch_size, self._ids, archive)
         self._source_size: Size | None = None  # of the camera's own images, as far as anybody said it
         self._clip: Clip | None = None
-        self.epoch = 0
-        """How often what is held was cleared or scaled: what began under another epoch is about what is gone."""
+        self.epoch = 0  # how often what is held was cleared or scaled: what began under another one is void
         self._revision = 0  # how often anything that is held changed
         self._counters = FrameCounters()
 
@@ -187,17 +186,18 @@ class SmartFrameManager:
         self._judge.quarantine.active = False  # nothing is left that it could protect
         self._forget(reason)
 
-    def resize(self, fit: Callable[[int, int], Size]) -> int:
+    def resize(self, fit: Fit, star_fit: Fit | None = None) -> int:
         """Scale what is held to what ``fit`` makes of the camera's images; returns the number of tubelets.
 
-        For a model that takes other sizes. Stamps, importance, star and stream stay; tubelets get new ids, since their
-        pixels change. What was made smaller before does not get its details back.
+        For a model that takes other sizes. All but pixels and tubelets' ids stays, and lost details don't come back.
+        ``star_fit``: from a held frame's size to the one that star is handed out at from now on; None: the same.
         """
-        shape = self._held.frame_shape
-        size = None if shape is None else fit(*(self._source_size or shape[:2]))
-        if size is None or shape is None or size == shape[:2]:
+        before = self._held.frame_sizes
+        self._held.shrink_star(star_fit)
+        if before is not None:
+            self._held.resize(fit(*(self._source_size or before[0])))
+        if self._held.frame_sizes == before:
             return 0
-        self._held.resize(size)
         self._trial = None
         self.epoch += 1
         self._changed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
@@ -82,6 +83,22 @@ class MemoryConfig:
     def max_tubelets(self, temporal_patch_size: int) -> int:
         """Most tubelets that a clip can have: star, window, those that wait for the next slide, a provisional one."""
         return (self.star_memory_size + self.stream_window_size) // temporal_patch_size + self.stream_slide
+
+
+@dataclass(frozen=True)
+class MaxTubelets:
+    """Most tubelets that a question can be about."""
+
+    total: int
+    star: int
+    """Of these, star's, whose frames may be smaller."""
+
+    @classmethod
+    def of(cls, configs: Iterable[MemoryConfig], temporal_patch_size: int) -> MaxTubelets:
+        """Of memories with these configurations together."""
+        configs = list(configs)
+        star = sum(config.star_memory_size // temporal_patch_size for config in configs)
+        return cls(sum(config.max_tubelets(temporal_patch_size) for config in configs), star)
 
 
 def _require(valid: bool, message: str) -> None:

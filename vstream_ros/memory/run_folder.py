@@ -11,12 +11,13 @@ import re
 import secrets
 import threading
 
+from vstream_ros.memory.folder_files import new_file, open_folder
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "vstream-archive-"
 OURS = re.compile(PREFIX + r"[0-9a-f]{16}")
 OUR_FILE = re.compile(r"\d+\.jpegs(\.part)?")
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class RunFolder:
@@ -40,15 +41,11 @@ class RunFolder:
         """Make the file of ``key``: whole, or not at all. Raises ``OSError``."""
         if self._fd < 0:
             self._make()
-        part = _file_name(key) + ".part"
+        name = _file_name(key)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(part, flags, 0o600, dir_fd=self._fd), "wb") as file:
+            with new_file(self._fd, name, name + ".part") as file:
                 file.write(data)
-            os.rename(part, _file_name(key), src_dir_fd=self._fd, dst_dir_fd=self._fd)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(part, dir_fd=self._fd)
             if error.errno == errno.ENOENT:  # somebody removed the folder: another one is made next time
                 self._close()
             raise
@@ -74,12 +71,12 @@ class RunFolder:
             self._close()
 
     def _make(self) -> None:
-        parent = os.open(self._parent, _FOLDER)
+        parent = open_folder(self._parent)
         try:
             _remove_leftovers(parent)
             name = PREFIX + secrets.token_hex(8)
             os.mkdir(name, 0o700, dir_fd=parent)
-            folder = os.open(name, _FOLDER, dir_fd=parent)
+            folder = open_folder(name, parent)
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Between the two a process that began just now may have taken it for a leftover.
@@ -110,7 +107,7 @@ def _remove_leftovers(parent: int) -> None:
         if not OURS.fullmatch(name):
             continue
         try:
-            folder = os.open(name, _FOLDER, dir_fd=parent)
+            folder = open_folder(name, parent)
         except OSError:  # no folder but a link or a file; or not ours to look into
             continue
         try:

@@ -15,6 +15,7 @@ from typing import IO
 
 from vstream_ros.errors import MemoryFileError, NoMemoryFileError
 from vstream_ros.images.conversion import quoted
+from vstream_ros.memory.folder_files import new_file, open_folder
 
 SUFFIX = ".npz"
 MAX_NAME = 100
@@ -45,17 +46,8 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
     with _told(f"{path} can't be written"), _opened_folder(path.parent, make=True) as folder:
         _check_ordinary(path, folder)
         _remove_abandoned(path.name, folder)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=folder), "w+b") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=folder)
-            raise
+        with new_file(folder, path.name, temporary, sync=True) as file:
+            yield file
         with contextlib.suppress(OSError):  # not every file system knows it; the file itself is on the disk
             os.fsync(folder)
 
@@ -92,7 +84,7 @@ def _opened_folder(folder: Path, make: bool = False) -> Iterator[int]:
     if make:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = open_folder(folder)
     try:
         yield descriptor
     finally:

@@ -9,6 +9,8 @@ from vstream_ros.memory.clip import Verdict
 
 Size = tuple[int, int]
 """(height, width)"""
+Fit = Callable[[int, int], Size]
+"""A rule from one (height, width) to another."""
 
 
 @dataclass(eq=False)
@@ -29,7 +31,7 @@ class FrameSlot:
     """What the memory had gone through when it judged: how often it was cleared, and how often it changed."""
     withdrawn: str = ""
     """Why frames that were kept before were dropped again, now that this one showed them to be false; "": none were."""
-    fit: Callable[[int, int], Size] | None = None
+    fit: Fit | None = None
     """The rule from an image's own size to the stored one, set by who knows the model; None: as it is."""
     source_size: Size | None = None
     """The image's own size, as far as anybody said it."""

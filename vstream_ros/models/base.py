@@ -5,14 +5,18 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from vstream_ros.memory.clip import NANOSECONDS, Tubelet
 from vstream_ros.models.frame_spec import FrameSpec
+from vstream_ros.models.tail import Tail
 from vstream_ros.models.token_chooser import TokenChooser
+
+if TYPE_CHECKING:
+    from vstream_ros.models.grammar import CompiledGrammar
 
 TEXT_POSITIONS = ("checkpoint", "transformers")
 """Where the text behind a video may go on; see ``VideoModel.build_prompt``."""
@@ -46,7 +50,7 @@ class Segment:
     origin_ns: int
     """Where the times that the prompt spells out start counting: the clip's first tubelet."""
     label: str = ""
-    """Text before the block; empty where there is one camera only."""
+    """Text before the block; empty before the first one where there is one camera only."""
 
     def grid_steps(self, origin_ns: int | None = None) -> list[float]:
         """Time of each tubelet in units of ``second_per_grid`` since ``origin_ns`` (default: the first tubelet).
@@ -109,6 +113,8 @@ class GenerationOptions:
     on_token: Callable[[int, float], bool] | None = field(default=None, compare=False)
     """Of native inference: called after each token with its id and log-probability; a true value ends the answer. What
     ``generate`` returns is the answer: this may have been called for one token behind it."""
+    grammar: CompiledGrammar | None = field(default=None, compare=False)
+    """What the answer is held to; none: free text."""
 
 
 class VideoModel(abc.ABC):
@@ -128,6 +134,15 @@ class VideoModel(abc.ABC):
     """Whether a KV cache can be cropped and forked; one that can't serves a single question."""
     takes_masks: bool
     """Whether rows of one pass can be hidden from each other: several answers, or a tree of them, at once."""
+
+    @abc.abstractmethod
+    def max_tokens(self, max_pixels: int) -> int:
+        """``max_tokens_per_tubelet`` for frames of at most ``max_pixels`` instead."""
+
+    @property
+    @abc.abstractmethod
+    def arena_bytes(self) -> int:
+        """Bytes of keys and values that are held beside all caches."""
 
     @abc.abstractmethod
     def build_prompt(
@@ -183,6 +198,23 @@ class VideoModel(abc.ABC):
         Only where ``cache_rolls_back``."""
 
     @abc.abstractmethod
+    def open_tail(self, cache: Any, needed: int, *, graphs: bool) -> Tail:
+        """For what is computed behind the clip that ``cache`` holds, or all but the last tokens of.
+
+        Args:
+            needed: tokens of clip, question and answer, about.
+            graphs: pass captured graphs to the device, where that is possible, instead of single operations.
+        """
+
+    @abc.abstractmethod
+    def prepare(self, tokens: int) -> None:
+        """Do now what the first questions would pay for; ``tokens``: of prompt and answer at most. Never fails."""
+
+    @abc.abstractmethod
+    def free_scratch(self) -> None:
+        """Give back what open tails work on, and what can be built again."""
+
+    @abc.abstractmethod
     def token_chooser(self, prompt: Prompt, options: GenerationOptions) -> TokenChooser:
         """What chooses the tokens of one answer, as native ``generate`` does."""
 
@@ -192,12 +224,22 @@ class VideoModel(abc.ABC):
         of several tokens comes with its last one. Without special tokens."""
 
     @abc.abstractmethod
+    def compile_grammar(self, json_schema: str) -> CompiledGrammar:
+        """What holds an answer to a JSON schema, for this model's tokenizer; kept for the next time.
+
+        Raises:
+            InvalidRequestError: the schema can't be enforced, or the library for it is not installed.
+            ModelFailedError: this model has no end token, or a tokenizer that the library can't read.
+        """
+
+    @abc.abstractmethod
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """Text of generated tokens, without special tokens."""
 
     @abc.abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text as the model would write it at the beginning of an answer."""
+        """Token ids of a text as the model would write it at the beginning of an answer. What looks like a control
+        token stays text, as it does in a prompt."""
 
     @abc.abstractmethod
     def count_text_tokens(self, text: str) -> int:

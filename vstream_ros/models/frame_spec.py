@@ -29,6 +29,19 @@ class FrameSpec:
         """
         return _fit(self.factor, self.min_pixels, self.max_pixels, height, width)
 
+    def shrink(self, height: int, width: int, *, max_pixels: int) -> tuple[int, int]:
+        """Size of at most ``max_pixels`` to which a fitting frame is scaled down, by the same rule.
+
+        One that is small enough stays as it is, and so does one that can't be: a strip that is one factor high or wide.
+        """
+        if height * width <= max_pixels:
+            return height, width
+        try:
+            smaller = _fit(self.factor, 1, max_pixels, height, width)
+        except FrameError:  # rounding made the aspect ratio of a long strip longer still
+            return height, width
+        return smaller if smaller[0] * smaller[1] <= max_pixels else (height, width)
+
 
 @functools.lru_cache(maxsize=256)
 def _fit(factor: int, min_pixels: int, max_pixels: int, height: int, width: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""From logits to tokens, as ``generate`` chooses them: the checkpoint's generation config, transformers' own processors.
+"""From logits to tokens as ``generate`` chooses them: the checkpoint's generation config, transformers' processors.
 
 One answer has one chooser. Nothing here waits for the device: tokens and log-probabilities stay on it until the decoder
 reads those of all answers at once.
@@ -6,10 +6,12 @@ reads those of all answers at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+
+from vstream_ros.models.grammar import GrammarProcessor
 
 
 class LastScores(LogitsProcessor):
@@ -39,6 +41,7 @@ class TokenChooser:
         criteria: StoppingCriteriaList,
         end_ids: Sequence[int],
         generator: torch.Generator | None,
+        grammar: GrammarProcessor | None = None,
     ) -> None:
         """
         Args:
@@ -48,6 +51,7 @@ class TokenChooser:
             criteria: what may end the answer besides ``end_ids`` and its length.
             end_ids: any of these tokens ends the answer.
             generator: draws the tokens; None: the likeliest is taken.
+            grammar: what the answer is held to, one of ``processors``.
         """
         self._ids = prompt_ids
         self._prompt_length = prompt_ids.shape[1]
@@ -57,6 +61,7 @@ class TokenChooser:
         self._criteria = criteria
         self.end_ids = tuple(end_ids)
         self._generator = generator
+        self._grammar = grammar
         self._chosen: list[int] = []
         """The answer's tokens of which ``_ids`` has the ids behind the prompt's."""
 
@@ -85,7 +90,18 @@ class TokenChooser:
         log_probabilities = rows.gather(-1, tokens[:, None])[:, 0] - rows.logsumexp(-1)
         return torch.stack([tokens.double(), log_probabilities.double()], dim=-1)
 
-    def log_probabilities(self, logits: torch.Tensor, answers: Sequence[Sequence[int]]) -> torch.Tensor:
+    def admitted(self, answer: Sequence[int], draft: Sequence[int]) -> int:
+        """How many of the first tokens of ``draft`` may follow ``answer`` at all: only these can be chosen from.
+
+        Raises ``InvalidRequestError`` where the grammar can't be followed, as ``choose`` does.
+        """
+        return len(draft) if self._grammar is None else self._grammar.admitted(answer, draft)
+
+    def is_whole(self, answer: Sequence[int]) -> bool:
+        """Whether the answer's grammar takes it as a whole one, not cut; any is where there is none."""
+        return self._grammar is None or self._grammar.is_whole(answer)
+
+    def log_probabilities(self, logits: torch.Tensor, answers: Iterable[Sequence[int]]) -> torch.Tensor:
         """(rows, vocabulary) float32: of every token behind each of ``answers``; ``logits`` likewise."""
         if not self._plain:
             rows = [self._processed(row, answer)[1] for row, answer in zip(logits, answers, strict=True)]

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from concurrent.futures import Future as ThreadFuture
 from typing import Any
 
+from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import InvalidHandle
 from rclpy.node import Node
 from rclpy.task import Future
+from rclpy.timer import Timer
 
 from vstream_ros.errors import VStreamError
 from vstream_ros.node.messages import ros_text
@@ -30,6 +32,16 @@ def never_raising(node: Node, what: str, callback: Callable[..., Any]) -> Callab
             return None
 
     return call
+
+
+def steady_timer(node: Node, period_s: float, what: str, callback: Callable[[], Any]) -> Timer:
+    """A timer whose callback, named ``what`` in the log, never raises.
+
+    One on ROS time would stand still where use_sim_time is set and nobody publishes /clock.
+    """
+    return node.create_timer(
+        period_s, never_raising(node, what, callback), clock=Clock(clock_type=ClockType.STEADY_TIME)
+    )
 
 
 def in_executor(node: Node, future: ThreadFuture[Any]) -> Future:

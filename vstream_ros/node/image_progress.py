@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 from vstream_ros.msg import CacheStatus, CameraStatus
-from vstream_ros.node.callbacks import never_raising
+from vstream_ros.node.callbacks import steady_timer
 from vstream_ros.node.camera_subscription import CameraSubscription
 
 PERIOD_S = 0.01
@@ -28,13 +27,9 @@ class ImageProgress:
         self._node = node
         self._cameras = cameras
         self._publisher = node.create_publisher(CacheStatus, "~/image_progress", 10)
-        # Timers on ROS time stand still where use_sim_time is set and nobody publishes /clock.
-        clock = Clock(clock_type=ClockType.STEADY_TIME)
-        publish = never_raising(node, "publishing the images' progress", self._publish)
-        self._publishing = node.create_timer(PERIOD_S, publish, clock=clock)
+        self._publishing = steady_timer(node, PERIOD_S, "publishing the images' progress", self._publish)
         self._publishing.cancel()
-        look = never_raising(node, "looking for a player", self._look)
-        self._looking = node.create_timer(LOOK_PERIOD_S, look, clock=clock)
+        self._looking = steady_timer(node, LOOK_PERIOD_S, "looking for a player", self._look)
 
     def _look(self) -> None:
         if not self._publisher.get_subscription_count():

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from std_srvs.srv import Trigger
 
@@ -19,8 +18,7 @@ from vstream_ros.errors import CanceledError
 from vstream_ros.memory import MemorySnapshot, draw_contact_sheet
 from vstream_ros.node.callbacks import fill_failure, in_executor
 from vstream_ros.node.messages import to_time
-
-LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+from vstream_ros.node.qos import LATCHED
 
 
 class MemoryImage:

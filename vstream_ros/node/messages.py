@@ -47,6 +47,7 @@ def to_question(request: Any, *, max_new_tokens: int, timeout_s: float) -> Quest
         temperature=float(request.temperature),
         seed=int(request.seed),
         timeout_s=timeout_ns / NANOSECONDS or timeout_s,
+        json_schema=request.json_schema,
     )
 
 

@@ -14,15 +14,12 @@ from rclpy.action import ActionServer
 from rclpy.action.server import ServerGoalHandle
 from rclpy.callback_groups import CallbackGroup, ReentrantCallbackGroup
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile
 from rclpy.waitable import NumberOfEntities, Waitable
 
 from vstream_ros.action import AskVideo as AskVideoAction
+from vstream_ros.node.qos import KEEP_ALL
 from vstream_ros.node.reply_queue import ReplyQueue, participant_of
 from vstream_ros.srv import AskVideo
-
-KEEP_ALL = QoSProfile(history=HistoryPolicy.KEEP_ALL)
-"""A request that finds the queue full is sent again by the middleware, instead of taking another one's place."""
 
 GOAL_WEIGHT = 20.0
 """How much longer a goal keeps every client of the action busy than a reply keeps those of the service: acceptance,

@@ -14,9 +14,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.utilities import get_rmw_implementation_identifier
+
+from vstream_ros.node.callbacks import steady_timer
 
 BURST = 5
 """Replies that may go out at once: half of what a client with rclpy's default QoS keeps."""
@@ -25,12 +26,13 @@ PROCESS_PERIOD_S = 0.003
 CLIENT_PERIOD_S = 0.0002
 """... and this for each client object in it, because every one of them has to take every reply."""
 QUIET_S = 0.05
-"""Refusals wait for so long without a further one: who makes many calls in a row takes nothing meanwhile."""
+"""While refusals follow one another within this, one burst goes out and no more: who makes many calls in a row takes
+nothing meanwhile. On an idle machine; on another one as much longer as its load makes everything."""
 LONGEST_QUIET_S = 1.0
-"""... but no longer than this, whoever calls."""
+"""... but no longer than this, whoever calls. Likewise on an idle machine."""
 TICK_S = 0.005
 DISCOVERY_TIMEOUT_S = 5.0
-"""How long a reply waits for its client to be discovered."""
+"""How long a reply waits, from its turn on, for its client to be discovered."""
 LOOK_PERIOD_S = 0.25
 """How often the clients are looked at while there are replies."""
 GUID_BYTES = 16
@@ -85,13 +87,12 @@ class ReplyQueue:
         self._refusals: deque[_Reply] = deque()
         self._undiscovered: list[_Reply] = []
         """Replies to clients that aren't known yet."""
-        self._quiet_at = 0.0
-        """When no refusal has been added for ``QUIET_S``."""
+        self._refused_at = 0.0
+        """When the latest refusal was added."""
         self._clients = _Clients(node, service_name)
         self._pace = _Pace()
         self._weight = weight
-        # A timer on ROS time stands still where use_sim_time is set and nobody publishes /clock.
-        self._timer = node.create_timer(TICK_S, self._send_replies, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self._timer = steady_timer(node, TICK_S, "sending replies", self._send_replies)
         self._timer.cancel()
 
     def __len__(self) -> int:
@@ -107,7 +108,7 @@ class ReplyQueue:
         """
         self._queue(_Reply(guid_of(header), send, refusal))
         if refusal:
-            self._quiet_at = time.monotonic() + QUIET_S
+            self._refused_at = time.monotonic()
         self._send_replies()
 
     def destroy(self) -> None:
@@ -117,11 +118,15 @@ class ReplyQueue:
     def _queue(self, reply: _Reply) -> None:
         (self._refusals if reply.refusal else self._answers).append(reply)
 
-    def _sendable(self, now: float) -> deque[_Reply]:
-        if self._answers or len(self._refusals) <= BURST:
-            return self._answers or self._refusals
-        held = now < min(self._quiet_at, self._refusals[0].ready_at + LONGEST_QUIET_S)
-        return self._answers if held else self._refusals
+    def _calls_go_on(self, now: float) -> bool:
+        """Whether a crowd, as far as its refusals tell, is still calling."""
+        if len(self._refusals) <= BURST:
+            return False
+        load = self._clients.load
+        return now < min(self._refused_at + load * QUIET_S, self._refusals[0].ready_at + load * LONGEST_QUIET_S)
+
+    def _sendable(self, hold_refusals: bool) -> deque[_Reply]:
+        return self._answers if self._answers or hold_refusals else self._refusals
 
     def _send_replies(self) -> None:
         if self._clients.look():
@@ -129,10 +134,11 @@ class ReplyQueue:
             for reply in undiscovered:
                 self._queue(reply)
         now = time.monotonic()
-        period_s = self._weight * self._clients.period_s
-        while (queue := self._sendable(now)) and self._pace.may_send(now, period_s):
+        calls_go_on = self._calls_go_on(now)
+        period_s = float("inf") if calls_go_on else self._weight * self._clients.period_s
+        while (queue := self._sendable(calls_go_on)) and self._pace.may_send(now, period_s):
             reply = queue.popleft()
-            waits = now - reply.ready_at < DISCOVERY_TIMEOUT_S
+            waits = now - reply.turn_at(now) < DISCOVERY_TIMEOUT_S
             if waits and not self._clients.knows(reply.guid):
                 self._undiscovered.append(reply)
             elif not reply.try_to_send():
@@ -153,6 +159,13 @@ class _Reply:
         self.refusal = refusal
         self.ready_at = time.monotonic()
         self._send = send
+        self._turn_at: float | None = None
+
+    def turn_at(self, now: float) -> float:
+        """When it was its turn for the first time."""
+        if self._turn_at is None:
+            self._turn_at = now
+        return self._turn_at
 
     def try_to_send(self) -> bool:
         """False where the middleware doesn't know the client: rclpy warns of it, older versions raise."""
@@ -175,6 +188,8 @@ class _Clients:
         self._looked_at = float("-inf")
         # There a request's GUID is that of its client's reader.
         self._comparable = get_rmw_implementation_identifier().startswith("rmw_fastrtps")
+        self.load = 1.0
+        """How much longer everything takes than on an idle machine."""
         self.period_s = PROCESS_PERIOD_S
         """Between two replies: what the busiest process needs, or all of them on the processors that there are."""
 
@@ -190,7 +205,8 @@ class _Clients:
         processors = os.cpu_count() or 1
         busiest_s = PROCESS_PERIOD_S + CLIENT_PERIOD_S * max(processes.values(), default=0)
         all_s = PROCESS_PERIOD_S * len(processes) + CLIENT_PERIOD_S * len(self._readers)
-        self.period_s = max(busiest_s, all_s / processors) * max(1.0, os.getloadavg()[0] / processors)
+        self.load = max(1.0, os.getloadavg()[0] / processors)
+        self.period_s = self.load * max(busiest_s, all_s / processors)
         return True
 
     def knows(self, guid: bytes | None) -> bool:

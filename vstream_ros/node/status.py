@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 
 from vstream_ros.engine import DelayedBatchInferenceEngine, DeviceMemory, EngineStatus
 from vstream_ros.msg import CacheStatus, VramStatus
 from vstream_ros.node import diagnostics
-from vstream_ros.node.callbacks import never_raising
+from vstream_ros.node.callbacks import steady_timer
 from vstream_ros.node.camera_subscription import CameraSubscription
 from vstream_ros.node.messages import CameraCounts, cache_status, vram_statuses
 from vstream_ros.node.settings import CameraSettings, Settings
@@ -44,12 +43,7 @@ class StatusPublisher:
         self._cache = node.create_publisher(CacheStatus, "~/cache_status", 10)
         self._vram = node.create_publisher(VramStatus, "~/vram_status", 10)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        # A timer on ROS time stands still where use_sim_time is set and nobody publishes /clock.
-        self._timer = node.create_timer(
-            PERIOD_S,
-            never_raising(node, "publishing the status", self._publish),
-            clock=Clock(clock_type=ClockType.STEADY_TIME),
-        )
+        self._timer = steady_timer(node, PERIOD_S, "publishing the status", self._publish)
 
     def _publish(self) -> None:
         for camera in self._cameras.values():

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vstream_ros.errors import FrameError, VStreamError
+from vstream_ros.errors import FrameError, InvalidRequestError, VStreamError
 from vstream_ros.replay.frames import Source
 
 if TYPE_CHECKING:
     from vstream_ros.engine import DelayedBatchInferenceEngine, Question
+
+
+MAX_SCHEMA_BYTES = 1 << 20
+"""Of a file; the engine's ``max_question_bytes`` bounds it further."""
 
 
 @dataclass
@@ -42,6 +47,8 @@ class Reply:
     message: str = ""
     confidence: float = 0.0
     """As in ``srv/AskVideo``."""
+    probabilities: dict[str, float] = field(default_factory=dict)
+    """By choice; empty: free text."""
     frame_cameras: tuple[str, ...] = ()
     """Parallel to ``frame_stamps_ns``."""
     frame_stamps_ns: tuple[int, ...] = ()
@@ -50,7 +57,8 @@ class Reply:
     def as_dict(self) -> dict[str, Any]:
         """The fields that say something, for JSON: of an answer what it rests on, of a failure why."""
         failure = {"error_code", "message"}
-        left_out = {"metrics", "confidence", "frame_cameras", "frame_stamps_ns"} if self.error_code else failure
+        success = {"metrics", "confidence", "probabilities", "frame_cameras", "frame_stamps_ns"}
+        left_out = success if self.error_code else failure if self.probabilities else {*failure, "probabilities"}
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
@@ -95,18 +103,48 @@ def feed(
     return fed
 
 
+def read_schema(text_or_file: str) -> str:
+    """A JSON schema that a command line gives as such or by the name of its file; "" for "".
+
+    Raises ``InvalidRequestError`` where there is no such file, or no text in it.
+    """
+    if not text_or_file or text_or_file.lstrip().startswith("{"):
+        return text_or_file
+    path = Path(text_or_file)
+    try:
+        if not path.is_file():  # a pipe might never end
+            raise InvalidRequestError(f"{path} is neither a JSON object nor a file that holds one")
+        if path.stat().st_size > MAX_SCHEMA_BYTES:
+            raise InvalidRequestError(f"{path} is larger than {MAX_SCHEMA_BYTES} bytes: no schema for an answer")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidRequestError):
+            raise
+        raise InvalidRequestError(f"{path} can't be read: {error}") from error
+
+
 def answer_questions(
-    engine: DelayedBatchInferenceEngine, questions: Sequence[str], *, start_ns: int = 0, end_ns: int = 0
+    engine: DelayedBatchInferenceEngine,
+    questions: Sequence[str],
+    *,
+    start_ns: int = 0,
+    end_ns: int = 0,
+    choices: Sequence[str] = (),
+    json_schema: str = "",
 ) -> Iterator[Reply]:
     """Ask one question after the other; one that fails is a reply too, and the next is asked all the same.
 
-    ``start_ns`` and ``end_ns``: header stamps of the frames to ask about, inclusive; 0: unbounded.
+    ``start_ns`` and ``end_ns``: header stamps of the frames to ask about, inclusive; 0: unbounded. ``choices``: what
+    each question is to be answered with; none: free text. ``json_schema``: a JSON text that every answer is held to.
     """
     # Here: the engine brings torch, which takes seconds, and whoever wants another name of this module no time.
     from vstream_ros.engine import Question
 
     for text in questions:
-        yield _ask(engine, Question(text, start_ns=start_ns, end_ns=end_ns))
+        yield _ask(
+            engine,
+            Question(text, start_ns=start_ns, end_ns=end_ns, choices=tuple(choices), json_schema=json_schema),
+        )
 
 
 def _ask(engine: DelayedBatchInferenceEngine, question: Question) -> Reply:
@@ -116,5 +154,6 @@ def _ask(engine: DelayedBatchInferenceEngine, question: Question) -> Reply:
         return Reply(question.text, error.answer, error_code=error.code, message=str(error))
     return Reply(
         question.text, answer.text, answer.metrics.as_dict(), confidence=answer.confidence,
+        probabilities=dict(zip(question.choices, answer.probabilities, strict=False)),  # free text has none
         frame_cameras=answer.frame_cameras, frame_stamps_ns=answer.frame_stamps_ns,
     )

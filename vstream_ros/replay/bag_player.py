@@ -27,10 +27,11 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
 from vstream_ros.errors import ConfigError, InvalidRequestError, VStreamError
+from vstream_ros.images.cdr import restamped
 from vstream_ros.memory.clip import NANOSECONDS
 from vstream_ros.replay.bags import COMPRESSED_IMAGE, IMAGE, BagSource
 from vstream_ros.replay.flow_control import FlowControl
-from vstream_ros.replay.playback import Pacer, Prefetcher, ScheduledFrame, restamped
+from vstream_ros.replay.playback import Pacer, Prefetcher, ScheduledFrame
 from vstream_ros.replay.played_node import PlayedNode
 from vstream_ros.replay.sources import is_bag, open_source
 from vstream_ros.replay.terminal import frame_progress

@@ -1,8 +1,7 @@
-"""The parts of replaying a bag that need no ROS: reading ahead, keeping time, and stamping serialised messages."""
+"""The parts of replaying a bag that need no ROS: reading ahead, and keeping time."""
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections import deque
@@ -142,14 +141,3 @@ class Pacer:
         assert self._start is not None
         remaining = self._start + due_ns / NANOSECONDS / self._rate - time.monotonic()
         return not (self._stop.wait(remaining) if remaining > 0.0 else self._stop.is_set())
-
-
-def restamped(cdr: bytes, stamp_ns: int) -> bytes:
-    """Return a serialised message whose first field is a Header with its stamp replaced.
-
-    CDR (OMG DDS-XTYPES 7.4): four bytes of encapsulation, whose second byte tells the byte order; the header's
-    stamp, int32 seconds and uint32 nanoseconds, comes right after.
-    """
-    order = "<" if cdr[1] & 1 else ">"
-    seconds, nanoseconds = divmod(stamp_ns, NANOSECONDS)
-    return cdr[:4] + struct.pack(order + "iI", seconds, nanoseconds) + cdr[12:]

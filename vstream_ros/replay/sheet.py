@@ -21,13 +21,15 @@ def check_picture_name(path: Path) -> None:
         raise InvalidRequestError(f"{path} can't be written: its folder must exist, and it must be none")
 
 
-def write_sheet(snapshots: Sequence[MemorySnapshot], path: Path) -> None:
+def write_sheet(snapshots: Sequence[MemorySnapshot], path: Path, jpeg_quality: int = 95) -> None:
     """Write what memories hold as a picture, in the format of the file's ending. A file that is there is replaced.
 
-    Raises ``InvalidRequestError`` where it can't be written.
+    ``jpeg_quality``: 1 to 100, of a JPEG. Raises ``InvalidRequestError`` where it can't be written.
     """
     check_picture_name(path)
-    _, data = cv2.imencode(path.suffix.lower(), draw_contact_sheet(snapshots)[..., ::-1])
+    sheet = draw_contact_sheet(snapshots)[..., ::-1]
+    quality = () if path.suffix.lower() == ".png" else (cv2.IMWRITE_JPEG_QUALITY, jpeg_quality)
+    _, data = cv2.imencode(path.suffix.lower(), sheet, quality)
     try:
         path.write_bytes(data.tobytes())
     except OSError as error:

@@ -70,6 +70,8 @@ def print_reply(console: Console, number: int, reply: Reply) -> None:
     shown = printable(reply.answer)
     if shown or not reply.error_code:
         console.print(f"[bold]Answer {number}:[/bold]   {escape(shown) or '(empty)'}", highlight=False, soft_wrap=True)
+    for choice, probability in sorted(reply.probabilities.items(), key=lambda item: -item[1]):
+        console.print(f"  {probability:6.1%}  {escape(printable(choice))}", highlight=False, soft_wrap=True)
     if reply.error_code:
         message = f"[bold red]{reply.error_code}:[/bold red] {escape(reply.message)}"
         console.print(message, highlight=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,8 @@ class NativeInference:
             Tubelet(id=k, camera="", frames=frames, stamps_ns=(), time_ns=k * NANOSECONDS, importance=0.0)
             for k in range(3)
         )
-        segments = [Segment(tubelets, 1.0, 0), Segment(tubelets[:2], 1.0, 0, label="b:")]
+        wide = tuple(replace(tubelet, frames=np.concatenate([frames, frames], axis=2)) for tubelet in tubelets[:2])
+        segments = [Segment(tubelets, 1.0, 0), Segment(wide, 1.0, 0, label="b:")]
         for text_positions in TEXT_POSITIONS:
             # The second question's prompt is made of the first one's.
             for question in ("what happened?", "and then, what?"):

@@ -136,9 +136,9 @@ class PromptBuilder:
         content: list[dict[str, str]] = []
         for segment in segments:
             if segment.label:
-                content.append({"type": "text", "text": self._neutralise(segment.label)})
+                content.append({"type": "text", "text": self.neutralise(segment.label)})
             content.append({"type": "video"})
-        content.append({"type": "text", "text": self._neutralise(question)})
+        content.append({"type": "text", "text": self.neutralise(question)})
         text: str = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
@@ -168,7 +168,7 @@ class PromptBuilder:
         _, rows, columns = self._grid(segment)
         return rows * columns // self._merge_size**2
 
-    def _neutralise(self, text: str) -> str:
+    def neutralise(self, text: str) -> str:
         """``text`` with a zero-width space inside every control token, so that it stays text."""
         return self._control_tokens.sub(lambda match: match[0][0] + _ZERO_WIDTH_SPACE + match[0][1:], text)
 

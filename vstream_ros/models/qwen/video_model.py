@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,14 +18,19 @@ from vstream_ros.errors import ModelFailedError
 from vstream_ros.memory.clip import Tubelet
 from vstream_ros.models.base import GenerationOptions, Prompt, Rows, Segment, TubeletFeatures, VideoModel
 from vstream_ros.models.frame_spec import FrameSpec
-from vstream_ros.models.generation import token_chooser
+from vstream_ros.models.generation import TokenChoosers
+from vstream_ros.models.grammar import CompiledGrammar, GrammarCompiler, end_tokens_of
+from vstream_ros.models.json_schema import check_schema
 from vstream_ros.models.kernels.attention import grouped_attention
+from vstream_ros.models.kernels.decode_graphs import DecodeGraphs, GraphTail
 from vstream_ros.models.kernels.kv_cache import SPARE_TOKENS, GrowingLayer
 from vstream_ros.models.kernels.padded_linear import paddable, padded_linears
 from vstream_ros.models.kernels.patch_embedding import linear_patch_embedding
+from vstream_ros.models.kernels.vision_attention import BatchedVision
 from vstream_ros.models.qwen.native import NativeInference
 from vstream_ros.models.qwen.positions import PositionRules, Positions
 from vstream_ros.models.qwen.prompt import PromptBuilder
+from vstream_ros.models.tail import CacheTail, Tail
 from vstream_ros.models.token_chooser import TokenChooser
 
 
@@ -61,14 +67,17 @@ class QwenVideoModel(VideoModel):
         )
         self._text_config = model.config.get_text_config()
         self._paddable = paddable(model.model.language_model)
+        self._vision = BatchedVision(model.model.visual)
         self.context_length = self._text_config.max_position_embeddings
         self.weight_bytes_by_device = self._count_weights()
         self.weight_bytes = sum(self.weight_bytes_by_device.values())
-        self.max_tokens_per_tubelet = max_pixels // self.frame_spec.factor**2 + self.tokens_between_tubelets
+        self.max_tokens_per_tubelet = self.max_tokens(max_pixels)
         positions = self.positions_class(model)
         self.prompts = PromptBuilder(model, processor, positions, name)
         self.native = NativeInference(model, processor, self.prompts, positions)
         self._check_cache()
+        self._choosers = TokenChoosers(model)
+        self._decode_graphs = DecodeGraphs(model, self.device) if self._can_capture() else None
         self.native.check_layout(name, self.frame_spec)
 
     def _count_weights(self) -> dict[torch.device, int]:
@@ -82,6 +91,35 @@ class QwenVideoModel(VideoModel):
                 "of it"
             )
         return dict(by_device)
+
+    def _can_capture(self) -> bool:
+        on_one_device = {tensor.device for tensor in self.model.model.language_model.parameters()} == {self.device}
+        stock = self._text_config._attn_implementation == "sdpa"
+        return self.device.type == "cuda" and on_one_device and stock and self.cache_rolls_back
+
+    @property
+    def arena_bytes(self) -> int:
+        return 0 if self._decode_graphs is None else self._decode_graphs.nbytes
+
+    @property
+    def captured_rows(self) -> list[int]:
+        """Of the passes that are captured graphs."""
+        return [] if self._decode_graphs is None else sorted(self._decode_graphs.captured)
+
+    def prepare(self, tokens: int) -> None:
+        if self._decode_graphs is None:
+            return
+        cache = self.new_cache()
+        one = Rows(np.zeros(1, np.int64), np.zeros((4, 1), np.int64))
+        self.forward(one, cache, np.arange(1))  # the layers' keys and values have their shapes
+        self._decode_graphs.prepare(cache, tokens)
+
+    def free_scratch(self) -> None:
+        if self._decode_graphs is not None:
+            self._decode_graphs.release()
+
+    def max_tokens(self, max_pixels: int) -> int:
+        return max_pixels // self.frame_spec.factor**2 + self.tokens_between_tubelets
 
     def build_prompt(
         self, segments: Sequence[Segment], question: str, *, true_time: bool, text_positions: str = "checkpoint"
@@ -112,7 +150,8 @@ class QwenVideoModel(VideoModel):
         return features
 
     def pixel_values(self, tubelets: Sequence[Tubelet]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the vision encoder takes: (patches, values) float32, and (tubelets, 3) grids in patches."""
+        """What the vision encoder takes: (patches, values) float32 on its device, and (tubelets, 3) grids in patches on
+        the CPU, where they are read."""
         pixels = self.processor.video_processor(
             [torch.tensor(t.frames).permute(0, 3, 1, 2) for t in tubelets],
             do_resize=False,
@@ -121,16 +160,15 @@ class QwenVideoModel(VideoModel):
             device=self.vision_device,
             return_tensors="pt",
         )
-        return (
-            pixels["pixel_values_videos"].to(self.vision_device),
-            pixels["video_grid_thw"].to(self.vision_device),
-        )
+        return pixels["pixel_values_videos"].to(self.vision_device), pixels["video_grid_thw"].cpu()
 
     @torch.inference_mode()
     def vision_output(self, pixels: torch.Tensor, grids: torch.Tensor) -> Any:
-        """The model's own output for ``pixel_values``, from our own kernels."""
-        with linear_patch_embedding(self.model.model.visual.patch_embed.proj):
-            return self.model.model.get_video_features(pixels, grids, return_dict=True)
+        """What ``get_video_features`` gives for ``pixel_values``, by our own kernels."""
+        model = self.model.model
+        plan = self._vision.plan(grids)
+        with linear_patch_embedding(model.visual.patch_embed.proj), self._vision.attention(plan):
+            return model.get_video_features(pixels, grids, return_dict=True, **plan.inputs)
 
     def split_features(self, output: Any) -> list[TubeletFeatures]:
         """One item per tubelet from ``get_video_features``; copies, since a slice would keep the whole batch alive."""
@@ -186,7 +224,6 @@ class QwenVideoModel(VideoModel):
             self.model.model(
                 input_ids=torch.from_numpy(prompt.input_ids[None, start:end]).to(self.device),
                 position_ids=torch.from_numpy(prompt.position_ids[:, None, start:end]).to(self.device),
-                attention_mask=torch.ones(1, end, dtype=torch.long, device=self.device),
                 past_key_values=cache,
                 mm_encoder_outputs=self._encoder_outputs(features),
                 use_cache=True,
@@ -226,8 +263,13 @@ class QwenVideoModel(VideoModel):
         for layer in cache.layers:
             layer.keep(start, torch.from_numpy(kept).to(layer.keys.device))
 
+    def open_tail(self, cache: Cache, needed: int, *, graphs: bool) -> Tail:
+        if graphs and self._decode_graphs is not None:
+            return GraphTail(self, cache, self._decode_graphs, needed)
+        return CacheTail(self, cache)
+
     def token_chooser(self, prompt: Prompt, options: GenerationOptions) -> TokenChooser:
-        return token_chooser(self.model, torch.from_numpy(prompt.input_ids[None]).to(self.device), options)
+        return self._choosers.make(torch.from_numpy(prompt.input_ids[None]).to(self.device), options)
 
     def text_stream(self) -> Callable[[int], str]:
         stream, tokenizer = DecodeStream(skip_special_tokens=True), self.processor.tokenizer.backend_tokenizer
@@ -237,11 +279,21 @@ class QwenVideoModel(VideoModel):
         """``mm_encoder_outputs`` for these tubelets, on the language model's device."""
         return {"video": self.join_features([item.to(self.device) for item in features])} if features else {}
 
+    def compile_grammar(self, json_schema: str) -> CompiledGrammar:
+        check_schema(json_schema)  # it also says where the library is missing
+        return self._grammars.compile(json_schema)
+
+    @functools.cached_property
+    def _grammars(self) -> GrammarCompiler:
+        """Made for the first question with a schema: it takes a second."""
+        ends = end_tokens_of(self.model.generation_config)
+        return GrammarCompiler(self.processor.tokenizer, self._text_config.vocab_size, ends)
+
     def decode_text(self, token_ids: Sequence[int]) -> str:
         return str(self.processor.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     def tokenize(self, text: str) -> list[int]:
-        return self.prompts.tokenize(text)
+        return self.prompts.tokenize(self.prompts.neutralise(text))
 
     def count_text_tokens(self, text: str) -> int:
         return len(self.prompts.tokenize(text))

@@ -93,7 +93,7 @@ class StatusBoard:
                 held.tubelet_ids,
                 len(held),
                 held.nbytes,
-                timelines.nbytes,
+                timelines.nbytes + answerer.model.arena_bytes,
                 answerer.vision.nbytes,
                 ahead.tubelet_ids if ahead is not None else (),
             )

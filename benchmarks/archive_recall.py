@@ -1,6 +1,6 @@
 """What an archive adds to questions about a time range, without a model, and what it costs.
 
-``python -m benchmarks.archive [--scenes 4] [--minutes 60] [--kilobytes 256 1024 4096]``
+``python -m benchmarks.archive_recall [--scenes 4] [--minutes 60] [--kilobytes 256 1024 4096]``
 
 Held-out shapes-world scenes of the busy world are played at 2 frames a second through our memory with its defaults,
 whose tubelets go to archives of several sizes when they leave. At the end each minute of the past is asked about: of

@@ -1,0 +1,1 @@
+"""How a fresh clone becomes a runnable package. Standard library only: it runs before anything is installed."""
