@@ -22,6 +22,7 @@ from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.memory.clip import Clip
 from vstream_ros.models.base import Rows
 from vstream_ros.models.qwen.video_model import QwenVideoModel
+from vstream_ros.models.tail import CacheTail
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +65,8 @@ def test_a_row_sees_its_own_tokens_and_its_ancestors(answerer: ClipAnswerer) -> 
     tree = rows_of(-1, 0, 0, 1)
     assert not tree.is_chain
     assert rows_of(-1, 0, 1).is_chain
-    one = Decoder(answerer.model, None)
-    one._tail = 4  # the third is dead
+    one = Decoder(CacheTail(answerer.model, None))
+    one._tail.length = 4  # the third is dead
     visible = one._visible([Held(0, 3), Held(1)], [tree, rows_of(-1, 0)], 0)  # type: ignore[list-item]
     assert visible is not None
     assert visible.astype(int).tolist() == [
@@ -76,7 +77,7 @@ def test_a_row_sees_its_own_tokens_and_its_ancestors(answerer: ClipAnswerer) -> 
         [0, 1, 0, 0, 0, 0, 0, 0, 1, 0],
         [0, 1, 0, 0, 0, 0, 0, 0, 1, 1],
     ]
-    one._tail = 0
+    one._tail.length = 0
     visible = one._visible([Held(), Held()], [rows_of(-1), rows_of(-1)], 2)  # type: ignore[list-item]
     assert visible is not None
     # The clip's own last tokens see one another in their order, and every question sees them.
@@ -190,7 +191,7 @@ def test_rejected_and_ended_tokens_are_hidden_and_then_let_go(
         for batch in desk.answerer._batches:
             behind = batch.timeline.cache.get_seq_length() - batch.prompt.prefix_length
             needed = sum(len(c.cached) for c in batch._running)
-            assert batch._plan.chunks or behind == batch._decoder._tail <= needed + 6
+            assert batch._plan.chunks or behind == batch._decoder._tail.length <= needed + 6
     desk.finish()
     assert any(moved)
     assert all(desk.compare(number).equal for number in range(3))
