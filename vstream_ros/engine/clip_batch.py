@@ -90,7 +90,10 @@ class ClipBatch:
     def restart(self) -> None:
         """The caches were dropped: begin with the clip again, and go on with each answer where it was."""
         self.timeline.reset()
+        report = self._plan.report
         self._plan = self.timeline.begin(self.prompt)
+        report.tokens_reused = self._plan.report.tokens_reused
+        self._plan.report = report  # the first question's: what is done again counts as well
         self._decoder.close()
         self._decoder = self._open()
         for continuation in self._running:
@@ -123,7 +126,8 @@ class ClipBatch:
         """Who takes part in the next pass: first those that are in their answer, the others in the order of arrival."""
         alone = len(self._running) == 1
         left = min(UNBOUNDED if alone else self._pass_rows, self._decoder.max_rows)
-        draft_limit = DRAFT_ROWS // len(self._running)
+        # Nobody tries a draft while a question waits for rows: it would wait the longer, and its own is none yet.
+        draft_limit = 0 if any(c.in_question for c in self._running) else DRAFT_ROWS // len(self._running)
         chosen, rows = [], []
         for continuation in sorted(self._running, key=lambda c: c.in_question):
             if left <= 0:
