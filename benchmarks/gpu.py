@@ -145,10 +145,14 @@ def measure_model(geometry: Geometry, device: torch.device, plan: Plan, report: 
     model = make_model(geometry, device, dtype)
     size = FrameSpec(factor=model.frame_spec.factor, min_pixels=56 * 56, max_pixels=MAX_PIXELS).fit(*plan.frame)
     contest = Contest(model, size)
+    started = time.monotonic()
+    model.prepare(max(plan.tubelets) * model.max_tokens_per_tubelet + 2 * plan.decoded)
+    prepared_s = time.monotonic() - started
     contest.native(contest.clip(2))
     contest.ours(contest.clip(2))
     report.data["models"][geometry.name] = {
-        "weights": {"bytes": model.weight_bytes, "dtype": str(dtype), "frame": list(size)}
+        "weights": {"bytes": model.weight_bytes, "dtype": str(dtype), "frame": list(size)},
+        "graphs": {"rows": model.captured_rows, "arena_bytes": model.arena_bytes, "seconds": prepared_s},
     }
     for name, measure in model_parts(contest, plan, report.data["machine"]["copy_bytes_per_s"], until):
         report.add_part(geometry.name, name, measure, until)
