@@ -32,6 +32,15 @@ CROWDS = {
     "1,000 calls of 1 client, depth 1,000": Crowd(1, 1, 1000, depth=1000),
 }
 FRAMES = 8
+SAME = Crowd(5, 10, max_new_tokens=64)
+"""50 callers of the same question."""
+SAME_QUESTION = "50 callers of one question"
+WAYS = {
+    "together, drafted": {"max_questions_per_client": 0},
+    "together": {"max_questions_per_client": 0, "drafts": "off"},
+    "one after another": {"max_questions_per_client": 0, "drafts": "off", "max_parallel_questions": 1},
+}
+"""How the node answers them: the parameters that differ."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,6 +63,12 @@ def main(argv: list[str] | None = None) -> int:
                     with out.status(name):
                         codes, slowest_s = call_all(crowd)
                     rows[name] = {"calls": crowd.total, "codes": codes, "last_answer_s": slowest_s}
+        for name, changed in WAYS.items() if args.only in SAME_QUESTION else ():
+            with node_session(Path(folder), str(model), out, compressed=False, parameters=parameters | changed):
+                show_frames()
+                with out.status(name):
+                    codes, slowest_s = call_all(SAME)
+            rows[f"{SAME_QUESTION}, {name}"] = {"calls": SAME.total, "codes": codes, "last_answer_s": slowest_s}
     table = Table("crowd", "calls", "answered", "BUSY", "other codes", "no answer", "last answer (s)")
     for name, row in rows.items():
         codes = row["codes"]

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from support.controls import CONTROL_THRESHOLD
 from support.batch_streams import run_batches
+from support.controls import CONTROL_THRESHOLD
 from support.equality import LOGIT_TOLERANCE
 from support.streams import CONTROL_NAMES, StreamKind, run_stream
 from vstream_ros.models.base import TEXT_POSITIONS

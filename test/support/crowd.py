@@ -1,6 +1,6 @@
 """Many clients of ``~/ask`` at once, in processes of their own: what became of their calls.
 
-``crowd.py CLIENTS CALLS DEPTH WAIT_S`` is one process: it makes its clients, prints ``ready``, and when a line comes in
+``crowd.py CLIENTS CALLS DEPTH WAIT_S TOKENS`` is one process: it makes its clients, prints ``ready``, and when a line comes in
 it makes all calls in a row, spins, and prints how many ended with which error code.
 """
 
@@ -32,6 +32,8 @@ class Crowd:
     depth: int = 10
     """QoS depth of the clients; rclpy's default is 10."""
     wait_s: float = 120.0
+    max_new_tokens: int = 8
+    """Of every answer."""
 
     @property
     def total(self) -> int:
@@ -40,7 +42,7 @@ class Crowd:
 
 def call_all(crowd: Crowd) -> tuple[Counter[str], float]:
     """Make all calls at the same moment. Returns how many ended with which error code, and after how many seconds."""
-    words = (crowd.clients, crowd.calls, crowd.depth, crowd.wait_s)
+    words = (crowd.clients, crowd.calls, crowd.depth, crowd.wait_s, crowd.max_new_tokens)
     command = [sys.executable, str(Path(__file__)), *map(str, words)]
     running = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -68,7 +70,7 @@ def call_all(crowd: Crowd) -> tuple[Counter[str], float]:
     return codes, slowest_s
 
 
-def main(clients: int, calls: int, depth: int, wait_s: float) -> None:
+def main(clients: int, calls: int, depth: int, wait_s: float, max_new_tokens: int) -> None:
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.node import Node
@@ -88,7 +90,7 @@ def main(clients: int, calls: int, depth: int, wait_s: float) -> None:
     sys.stdout.flush()
     sys.stdin.readline()
     start = time.monotonic()
-    request = AskVideo.Request(question="What happens?", max_new_tokens=8)
+    request = AskVideo.Request(question="What happens?", max_new_tokens=max_new_tokens)
     futures = [client.call_async(request) for _ in range(calls) for client in made]
     while time.monotonic() < start + wait_s and not all(future.done() for future in futures):
         executor.spin_once(0.5)
@@ -98,4 +100,4 @@ def main(clients: int, calls: int, depth: int, wait_s: float) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # support
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))

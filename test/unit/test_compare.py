@@ -110,7 +110,10 @@ def test_the_page_stands_alone_and_the_json_holds_every_field(model: QwenVideoMo
     write_json(comparison, tmp_path / "compare.json")
     document = json.loads((tmp_path / "compare.json").read_text())
     assert [r["method"] for r in document["results"]] == [r.method for r in comparison.results]
-    assert terminal_table(comparison).row_count == 8
+    assert terminal_table(comparison).row_count == 10
+    drafted = {r.method: (r.tokens_per_pass, r.draft_share_right) for r in comparison.results}
+    assert drafted["native"] == (1.0, 0.0)
+    assert all(drafted[name][0] > 1.0 and drafted[name][1] == 1.0 for name in ("delayed", "streamed"))
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ COLUMNS = (
     ("first token", lambda r: seconds(r.first_token_s)),
     ("next question", lambda r: seconds(r.first_token_warm_s)),
     ("whole answer", lambda r: seconds(r.total_s)),
+    ("once more, drafted", lambda r: seconds(r.total_warm_s)),
+    ("tokens a pass, draft right", lambda r: f"{r.tokens_per_pass:.1f}, {r.draft_share_right:.0%}"),
     ("frames", lambda r: str(r.frames)),
     ("cache tokens", lambda r: str(r.cache_tokens)),
     ("peak memory", lambda r: mebibytes(r.peak_bytes)),

@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 
 from vstream_ros.engine.clip_batch import answer_alone
+from vstream_ros.engine.drafts import Draft
+from vstream_ros.engine.free_text import FreeText
 from vstream_ros.engine.timeline import Timeline
 from vstream_ros.engine.vision_cache import VisionCache
 from vstream_ros.memory.clip import Clip, Tubelet
@@ -50,6 +52,12 @@ class MethodResult:
     """The same for a second question about the same frames."""
     total_s: float = 0.0
     """Question to last token."""
+    total_warm_s: float = 0.0
+    """The same for the same question once more, with its last answer as a draft."""
+    tokens_per_pass: float = 1.0
+    """Tokens of that second answer for each pass of the model."""
+    draft_share_right: float = 0.0
+    """Of the draft's tokens, those that the model said as well."""
     cache_tokens: int = 0
     """Tokens in the KV cache when the answer begins."""
     peak_bytes: int = 0
@@ -100,7 +108,7 @@ def _run_native(model: QwenVideoModel, clip: Clip, question: str, options: Gener
         watch = _Watch()
         tokens = model.native_generate(segments, question, watch.on(options), true_time=True)
         result.total_s, result.first_token_s = watch.elapsed(), watch.first_token_s
-    result.first_token_warm_s = result.first_token_s  # it keeps nothing
+    result.first_token_warm_s, result.total_warm_s = result.first_token_s, result.total_s  # it keeps nothing
     result.peak_bytes = peak.nbytes
     result.cache_tokens = len(model.build_prompt(segments, question, true_time=True))
     result.token_ids, result.answer = tokens, model.decode_text(tokens)
@@ -120,19 +128,21 @@ def _run_cached(
             timeline.sync(model.build_prompt(segments, "", true_time=True))
         result.streaming_s = watch.elapsed() if streaming else 0.0
 
-        def ask() -> float:
-            """Seconds to the first token."""
+        def ask(draft: Draft) -> tuple[FreeText, float, float]:
+            """The answer, and seconds to the first and to the last token."""
             started = time.monotonic()
             prompt = model.build_prompt(asked, question, true_time=True)
-            answer = answer_alone(model, timeline, prompt, options)
-            result.total_s = result.total_s or time.monotonic() - started
+            answer = answer_alone(model, timeline, prompt, options, draft)
             result.cache_tokens = len(prompt)
-            result.token_ids = answer.token_ids
-            return answer.first_token_at - started
+            return answer, answer.first_token_at - started, time.monotonic() - started
 
-        result.first_token_s, result.first_token_warm_s = ask(), ask()
+        first, result.first_token_s, result.total_s = ask(Draft())
+        # What was answered once is the draft of the second time.
+        again, result.first_token_warm_s, result.total_warm_s = ask(Draft(tuple(first.token_ids)))
     result.peak_bytes = peak.nbytes
-    result.answer = model.decode_text(result.token_ids)
+    result.token_ids, result.answer = first.token_ids, model.decode_text(first.token_ids)
+    result.tokens_per_pass = len(again.token_ids) / max(1, again.passes)
+    result.draft_share_right = again.draft.accepted / max(1, again.draft.proposed)
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,16 @@ class DemoClient:
         request = AskVideo.Request(question=question, timeout=Duration(sec=int(timeout_s)))
         # The node keeps the time; a little more than it was given means that the answer got lost.
         return self._call(self._ask, request, timeout_s + 10.0)
+
+    def ask_together(self, questions: Sequence[str], timeout_s: float) -> list[Any]:
+        """Call the service for all questions at once; their responses, in order. Raises as ``ask`` does."""
+        futures = [
+            self._ask.call_async(AskVideo.Request(question=question, timeout=Duration(sec=int(timeout_s))))
+            for question in questions
+        ]
+        if not self.wait_until(lambda: all(future.done() for future in futures), timeout_s + 10.0):
+            raise QuestionTimeoutError(f"{NODE}/ask did not answer within {timeout_s:.0f} s; see the node's log")
+        return [future.result() for future in futures]
 
     def clear_memory(self) -> None:
         """Have the node forget all frames. Raises ``QuestionTimeoutError`` if it does not answer."""

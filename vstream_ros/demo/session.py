@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,13 @@ class Session:
         code = "" if response.success else _code_name(response)
         metrics = fields_of(response.metrics) | {"round_trip": time.monotonic() - start}
         return Reply(question, response.answer, metrics, code, response.message), response
+
+    def ask_together(self, questions: Sequence[str], out: Console) -> tuple[list[str], float]:
+        """Ask all questions at once. Returns the answers (an error's name where there is none), and seconds."""
+        start = time.monotonic()
+        with out.status(f"asking {len(questions)} questions at once"):
+            responses = self.client.ask_together(questions, ANSWER_TIMEOUT_S)
+        return [r.answer if r.success else _code_name(r) for r in responses], time.monotonic() - start
 
     def wait_for_model(self, model: str, out: Console) -> None:
         """Raises ``NotReadyError`` or ``ModelFailedError`` where it doesn't come."""

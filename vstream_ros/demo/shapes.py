@@ -77,6 +77,7 @@ def show_shapes(
             checked += [_ask(session, scene, at_s, *asked, out) for asked in questions]
         if question:
             checked.append(Checked(DURATION_S, session.ask(question, out)[0]))
+        _ask_again(session, [row.reply for row in checked if row.at_s == DURATION_S], out)
         session.client.wait_for_fresh_status()
         print_status(session.client, out)
         assert session.client.cache is not None
@@ -111,6 +112,18 @@ def _ask(session: Session, scene: Scene, at_s: float, kind: str, subject: str, o
     except ValueError:  # a change of light was taken for a cut, which left tubelets of one frame
         shown, stamps = None, ()
     return Checked(at_s, reply, shown, happened(kind, subject, scene, at_s), stamps)
+
+
+def _ask_again(session: Session, replies: Sequence[Reply], out: Console) -> None:
+    """The last questions once more, all at once: they share each pass of the model, and the answers are known."""
+    one_by_one_s = sum(reply.metrics["round_trip"] for reply in replies)
+    answers, together_s = session.ask_together([reply.question for reply in replies], out)
+    same = sum(answer == reply.answer for answer, reply in zip(answers, replies, strict=True))
+    out.print(
+        f"The last {len(replies)} questions took {one_by_one_s:.2f} s one after another; once more, all at once, "
+        f"{together_s:.2f} s: {same} of {len(replies)} answers are the same",
+        highlight=False,
+    )
 
 
 def print_answers(checked: Sequence[Checked], out: Console) -> None:

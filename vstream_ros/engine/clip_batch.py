@@ -139,13 +139,15 @@ class ClipBatch:
         return chosen, rows
 
 
-def answer_alone(model: VideoModel, timeline: Timeline, prompt: Prompt, options: GenerationOptions) -> FreeText:
-    """The answer to one prompt on a timeline of its own, without a draft. ``timeline`` then holds the clip.
+def answer_alone(
+    model: VideoModel, timeline: Timeline, prompt: Prompt, options: GenerationOptions, draft: Draft | None = None
+) -> FreeText:
+    """The answer to one prompt on a timeline of its own. ``timeline`` then holds the clip; ``draft``: default none.
 
     Raises whatever the model raises; the timeline then keeps what all of its layers hold.
     """
     chooser = model.token_chooser(prompt, options)
-    answer = FreeText(prompt, chooser, options.max_new_tokens, Draft(), Interrupts(), model.text_stream())
+    answer = FreeText(prompt, chooser, options.max_new_tokens, draft or Draft(), Interrupts(), model.text_stream())
     batch = ClipBatch(model, timeline, prompt)
     batch.add(answer)
     try:

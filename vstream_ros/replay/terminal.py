@@ -61,6 +61,8 @@ def metrics_table(metrics: Sequence[Mapping[str, Any]], title: str = "Metrics") 
     table.add_row("tubelets reused", *(f"{m['tubelets_reused']} of {m['tubelets']}" for m in metrics))
     table.add_row("prompt tokens reused", *(f"{m['prompt_tokens_reused']} of {m['prompt_tokens']}" for m in metrics))
     table.add_row("new tokens", *(str(m["new_tokens"]) for m in metrics))
+    table.add_row("passes of the model for them", *(str(m["passes"]) for m in metrics))
+    table.add_row("drafted tokens right", *(f"{m['draft_tokens_right']} of {m['draft_tokens']}" for m in metrics))
     return table
 
 

@@ -282,7 +282,8 @@ class DecodeGraphs:
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         pool = next((g.pool() for g, _ in self._graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
+        # Other threads ask the device about its memory meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             logits = self._pass(count)
         self._graphs[count] = (graph, logits)
 
