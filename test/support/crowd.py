@@ -1,7 +1,7 @@
 """Many clients of ``~/ask`` at once, in processes of their own: what became of their calls.
 
-``crowd.py CLIENTS CALLS DEPTH WAIT_S TOKENS`` is one process: it makes its clients, prints ``ready``, and when a line comes in
-it makes all calls in a row, spins, and prints how many ended with which error code.
+``crowd.py CLIENTS CALLS DEPTH WAIT_S TOKENS`` is one process: it makes its clients, prints ``ready``, and when a line
+comes in it makes all calls in a row, spins, and prints how many ended with which error code.
 """
 
 from __future__ import annotations
