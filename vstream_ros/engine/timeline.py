@@ -119,7 +119,6 @@ class Timeline:
 
     def begin(self, prompt: Prompt, max_tubelets: int | None = None) -> Plan:
         """Crop the cache to what it shares with ``prompt``; the plan is what it lacks, its first ``max_tubelets``."""
-        self._storages = None
         self.rollback(self.common_prefix(prompt))
         todo = [index for index, span in enumerate(prompt.spans) if span[0] >= len(self)][:max_tubelets]
         self._model.reserve(self.cache, len(prompt))
@@ -154,6 +153,7 @@ class Timeline:
 
         Where the model's caches don't roll back (quantized layers ignore ``crop``), one that holds more is emptied.
         """
+        self._storages = None  # what was computed behind the clip may have moved them
         if not self._model.cache_rolls_back:
             if any(layer.get_seq_length() > length for layer in self.cache.layers if layer.is_initialized):
                 self.reset()
