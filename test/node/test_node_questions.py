@@ -176,7 +176,7 @@ def test_one_client_cannot_take_all_places(start, planner):
     other = Planner()
     try:
         other.server = node.node
-        open_ones.append(other.ask_later())
+        open_ones.append(other.ask_later(max_new_tokens=20_000))
         wait_until(lambda: node.node.open_questions == 3, "the other client's question is taken")
         node.node.engine.cancel_all("the test is over")
         ended = [wait_for_result(future, "an end") for future in open_ones]

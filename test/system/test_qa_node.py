@@ -25,7 +25,7 @@ EXIT_S = 5.0
 def test_a_robots_day(launch, planner, status):
     """One process through it all: a camera that dies mid-stream, a flood of questions, malformed images, stamps that
     go back, a signal; after each the node answers. One test, because each start of the process loads torch."""
-    node = launch(max_queued_questions=20)
+    node = launch(max_queued_questions=20, max_parallel_questions=1)
     status(lambda s: s.model_state == CacheStatus.READY, "the model is loaded")
 
     # A camera process is killed mid-stream.
