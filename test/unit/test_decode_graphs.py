@@ -13,6 +13,7 @@ from support.frames import random_frame
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.engine.engine_config import EngineConfig
+from vstream_ros.engine.recovery import recover_from_out_of_memory
 from vstream_ros.memory.clip import NANOSECONDS, Clip, Tubelet
 from vstream_ros.models.kernels import decode_graphs
 from vstream_ros.models.kernels.attention import folded_sdpa
@@ -74,6 +75,28 @@ def test_two_clips_at_once_and_one_arena(answerer: ClipAnswerer, clips: tuple[Cl
         answer = outcomes[one]
         assert isinstance(answer, Answer)
         assert compare(generated(answer.token_ids, rows), native_answer(answerer, asked, question)).equal
+
+
+def test_the_arena_is_there_after_a_load_and_goes_where_memory_runs_out(
+    answerer: ClipAnswerer, clips: tuple[Clip, ...]
+) -> None:
+    model = answerer.model
+    model.prepare(1000)
+    prepared = model.arena_bytes
+    assert prepared > 0
+    question = Question("what was there?", max_new_tokens=12)
+    with recorded_choices(answerer) as recorded:
+        running, outcomes = answerer.begin(clips, question), {}
+        for _ in range(4):
+            outcomes.update(answerer.step())
+        assert model.arena_bytes == prepared
+        recover_from_out_of_memory(answerer, keep_intact=False)  # of another question's step
+        assert model.arena_bytes == 0
+        while not outcomes:
+            outcomes.update(answerer.step())
+    answer = outcomes[running]
+    assert isinstance(answer, Answer)
+    assert compare(generated(answer.token_ids, recorded[0]), native_answer(answerer, clips, question)).equal
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16])
