@@ -32,7 +32,10 @@ OUT = Console(quiet=True)
 
 def _metrics(cache_hit: bool) -> dict:
     latencies = dict.fromkeys((name for name, _ in LATENCIES), 0.1)
-    counts = ("frames", "tubelets", "tubelets_reused", "prompt_tokens", "prompt_tokens_reused", "new_tokens")
+    counts = (
+        "frames", "tubelets", "tubelets_reused", "prompt_tokens", "prompt_tokens_reused", "new_tokens", "passes",
+        "draft_tokens", "draft_tokens_right",
+    )  # fmt: skip
     return {**latencies, **dict.fromkeys(counts, 1), "cache_hit": cache_hit}
 
 

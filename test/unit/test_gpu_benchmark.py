@@ -42,7 +42,7 @@ def test_a_dry_run_measures_every_part_and_passes_every_check(tmp_path: Path) ->
     assert len(report["checks"]) == CHECKS
     assert list(report["models"]) == [f"{geometry.name} (tiny)" for geometry in GEOMETRIES]
     for measured in report["models"].values():
-        assert list(measured) == ["weights", *PARTS]
+        assert list(measured) == ["weights", "graphs", *PARTS]
         assert [part["traceback"] for part in measured.values() if "traceback" in part] == []
         for part in ("first_token_2", "first_token_3"):
             rows = measured[part]["result"]

@@ -222,6 +222,7 @@ def test_the_table_tells_nothing_encoded_from_encoded_in_no_time(capsys):
     common = {
         "queue_latency": 0.0, "first_token_latency": 0.5, "generation_latency": 2.0, "total_latency": 2.5,
         "frames": 20, "tubelets": 10, "visual_tokens": 640, "prompt_tokens": 700, "new_tokens": 9,
+        "passes": 4, "draft_tokens": 8, "draft_tokens_right": 5,
     }  # fmt: skip
     first = common | {"encoding_latency": 0.2, "cache_hit": False, "tubelets_reused": 0, "prompt_tokens_reused": 0}
     second = common | {"cache_hit": True, "tubelets_reused": 10, "prompt_tokens_reused": 660}
@@ -230,6 +231,7 @@ def test_the_table_tells_nothing_encoded_from_encoded_in_no_time(capsys):
     assert "200.0 ms" in rows["encoding the frames"]
     assert "nothing to encode" in rows["encoding the frames"]
     assert "660 of 700" in rows["prompt tokens reused"]
+    assert "5 of 8" in rows["drafted tokens right"]
     assert "2.50 s" in rows["question to answer"]
 
 

@@ -76,8 +76,8 @@ class FreeText(Continuation):
         start, whole = len(self.cached), len(self._suffix_ids) + len(self.token_ids)
         end = min(whole, start + limit)
         if start < len(self._suffix_ids):
-            # Computed again from the beginning, the answer comes in a pass of its own: a model may have written the token
-            # that stands for video, and with the clip's last rows that would be taken for one of them.
+            # Computed again from the beginning, the answer comes in a pass of its own: a model may have written the
+            # token that stands for video, and with the clip's last rows that would be taken for one of them.
             end = min(end, len(self._suffix_ids))
         self._proposed = ()
         if end == whole and self.token_ids:
