@@ -67,6 +67,7 @@ def run_batch_streams(model: QwenVideoModel, text_positions: str, streams: int) 
         "streams": len(results),
         "answers": len(comparisons),
         "sampled": sum(result.sampled for result in results),
+        "chosen": sum(result.chosen for result in results),
         "cancelled": sum(result.cancelled for result in results),
         "draft_tokens_right": sum(result.drafted for result in results),
         "draft_tokens_wrong": sum(result.wrong_drafts for result in results),

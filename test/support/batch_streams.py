@@ -1,7 +1,7 @@
 """Randomised streams whose questions are answered together, and every answer is compared with native's.
 
 One to eight questions of different lengths begin at different steps, about all of memory or a part, greedy or sampled,
-with drafts that are right, wrong or right half of the way; some are cancelled between two tokens.
+with drafts that are right, wrong or right half of the way; some have choices, some are cancelled between two tokens.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from unittest.mock import patch
 
 import numpy as np
 
+from support.choices import largest_difference, native_scores
 from support.equality import Comparison, Generated, compare, generated, native_answer, recorded_choices
-from support.streams import RandomStream, StreamKind, random_question
+from support.streams import WORDS, RandomStream, StreamKind, random_question
 from vstream_ros.engine.answerer import Running
 from vstream_ros.engine.answers import Answer, Question
+from vstream_ros.engine.choices import Choices
 from vstream_ros.engine.continuation import Interrupts
 from vstream_ros.engine.decoder import Decoder
 from vstream_ros.errors import CanceledError
@@ -40,6 +42,8 @@ class BatchResult:
     """Tokens that a draft had wrong."""
     sampled: int = 0
     """Answers."""
+    chosen: int = 0
+    """Answers with choices, compared by the log-probability of every token."""
     sibling_difference: float = float("inf")
     """The smallest over the stream's batches of what it does to the logits that rows see each other."""
 
@@ -100,6 +104,9 @@ class BatchStream:
                 question = self._known[int(rng.integers(len(self._known)))]
             if rng.random() < 0.2:
                 question = dataclasses.replace(question, temperature=0.8, seed=int(rng.integers(1, 1 << 40)))
+            elif rng.random() < 0.2:
+                choices = tuple(str(word) for word in rng.choice(WORDS, int(rng.integers(2, 6)), replace=False))
+                question = dataclasses.replace(question, choices=choices)
             about, part = clips, None
             if rng.random() < 0.25:
                 clip = clips[int(rng.integers(len(clips)))]
@@ -108,18 +115,21 @@ class BatchStream:
                 part = (clip.tubelets[0].camera, first)
             cancelled_at = int(rng.integers(1, 8)) if rng.random() < 0.15 else 0
             asked.append(Asked(about, part, question, int(rng.integers(0, 10)), cancelled_at))
-        self._known = [a.question for a in asked if a.question.temperature == 0.0] or self._known
-        self._spoil_drafts()
+        greedy = [a.question for a in asked if a.question.temperature == 0.0 and not a.question.choices]
+        self._known = greedy or self._known
+        self._write_drafts(asked)
         return sorted(asked, key=lambda a: a.begins_at)
 
-    def _spoil_drafts(self) -> None:
-        """Some of the answers that are remembered become others: from the beginning, or from the middle on."""
-        rng, book = self._rng, self.answerer._book
-        for text, tokens in list(book._answers.items()):
-            if tokens and rng.random() < 0.4:
-                right = int(rng.integers(0, len(tokens)))
-                wrong = rng.integers(0, self._vocabulary, len(tokens) - right + 3).tolist()
-                book.remember(text, [*tokens[:right], *wrong])
+    def _write_drafts(self, asked: list[Asked]) -> None:
+        """The answers of some are remembered before they are given: as native's, as its first half, or as its first word."""
+        rng = self._rng
+        for one in asked:
+            if one.question.temperature == 0.0 and not one.question.choices and rng.random() < 0.5:
+                one.native = native_answer(self.answerer, one.clips, one.question)
+                tokens = one.native.tokens
+                right = int(rng.choice([len(tokens), len(tokens) // 2, 1]))
+                wrong = rng.integers(0, self._vocabulary, len(tokens) - right).tolist()
+                self.answerer.remember(one.question, [*tokens[:right], *wrong])
 
     def _answer(self, asked: list[Asked]) -> dict[Running, Any]:
         outcomes: dict[Running, Any] = {}
@@ -144,7 +154,17 @@ class BatchStream:
         for one in asked:
             assert one.running is not None
             outcome = self.outcomes[one.running]
-            native = one.native = native_answer(self.answerer, one.clips, one.question)
+            if one.question.choices:
+                assert isinstance(one.running.continuation, Choices)
+                scores = one.running.continuation.token_log_probabilities
+                native_ones = native_scores(self.answerer, one.clips, one.question)
+                best = int(np.argmax([sum(parts) for parts in native_ones]))
+                result.comparisons.append(
+                    Comparison(outcome.choice_index == best, largest_difference(scores, native_ones))
+                )
+                result.chosen += 1
+                continue
+            native = one.native or native_answer(self.answerer, one.clips, one.question)
             if isinstance(outcome, CanceledError):
                 result.cancelled += 1
                 assert outcome.answer == model.decode_text(native.tokens[: one.told])

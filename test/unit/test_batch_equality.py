@@ -20,6 +20,7 @@ def test_answers_of_a_batch_are_natives_and_seen_siblings_are_noticed(any_model:
     # Or the streams would not have tested it.
     assert len(comparisons) > 40
     assert sum(r.cancelled for r in results) >= 2
-    assert sum(r.drafted for r in results) > 5
-    assert sum(r.wrong_drafts for r in results) > 20
+    assert sum(r.drafted for r in results) > 8
+    assert sum(r.wrong_drafts for r in results) > 10
     assert sum(r.sampled for r in results) > 4
+    assert sum(r.chosen for r in results) > 4
