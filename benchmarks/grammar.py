@@ -11,6 +11,7 @@ counts, the matcher's start and the last check too. One thread; ten minutes on a
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
@@ -45,6 +46,8 @@ def clips(model: QwenVideoModel) -> Iterator[tuple[ClipAnswerer, Clip]]:
     """Without end; each scene with an answerer of its own."""
     for number in itertools.count():
         for moment in moments(SEED + number, model):
+            # A draft would answer the second of a pair in a pass or two.
+            moment.answerer.config = dataclasses.replace(moment.answerer.config, drafts="off")
             yield moment.answerer, moment.clip
 
 
