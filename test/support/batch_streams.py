@@ -121,7 +121,7 @@ class BatchStream:
         return sorted(asked, key=lambda a: a.begins_at)
 
     def _write_drafts(self, asked: list[Asked]) -> None:
-        """The answers of some are remembered before they are given: as native's, as its first half, or its first word."""
+        """Some answers are remembered before they are given: as native's, as its first half, or its first word."""
         rng = self._rng
         for one in asked:
             if one.question.temperature == 0.0 and not one.question.choices and rng.random() < 0.5:
