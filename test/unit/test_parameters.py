@@ -108,9 +108,11 @@ def test_whole_numbers_are_accepted_for_decimals():
 
 
 def test_yamls_booleans_are_understood_where_a_word_is_meant():
-    settings = build_settings(values(time_positions=True, background_encoding=False))
-    assert settings.engine.time_positions == "true"
-    assert settings.engine.background_encoding == "off"
+    given = values(time_positions=True, background_encoding=False, drafts=False, decode_graphs=False)
+    engine = build_settings(given).engine
+    assert (engine.time_positions, engine.background_encoding) == ("true", "off")
+    assert (engine.drafts, engine.decode_graphs) == ("off", "off")
+    assert build_settings(values(drafts=True)).engine.drafts == "on"
 
 
 def test_rate_zero_keeps_every_frame():

@@ -128,7 +128,7 @@ def _descriptor(spec: Spec) -> ParameterDescriptor:
     # To ROS `timeout_s: 5` is an integer and `time_positions: true` a boolean. Only a parameter of dynamic type takes
     # them; build_settings checks the type.
     number = isinstance(spec.default, float)
-    descriptor.dynamic_typing = number or spec.default in YAML_WORDS.values()
+    descriptor.dynamic_typing = number or spec.name in YAML_WORDS
     if spec.low is not None and spec.high is not None:
         low, high = spec.low, spec.high
         if number:

@@ -24,8 +24,13 @@ TRANSPORTS = ("raw", "compressed")
 RELIABILITIES = ("auto", "reliable", "best_effort")
 INT_MAX = 2**31 - 1
 
-YAML_WORDS = {True: "true", False: "off"}
-"""Unquoted, these parameter values are booleans in YAML and on the command line."""
+YAML_WORDS = {
+    "time_positions": {True: "true"},
+    "background_encoding": {False: "off"},
+    "drafts": {True: "on", False: "off"},
+    "decode_graphs": {False: "off"},
+}
+"""By parameter: unquoted, these values of it are booleans in YAML and on the command line."""
 
 Value = bool | int | float | str | list[str]
 
@@ -245,8 +250,8 @@ def _checked(spec: Spec, value: Any) -> Any:
         value = float(value)
     elif isinstance(spec.default, list):
         return list(value)
-    elif spec.default in YAML_WORDS.values() and isinstance(value, bool):
-        value = YAML_WORDS[value]
+    elif isinstance(value, bool) and value in YAML_WORDS.get(spec.name, {}):
+        value = YAML_WORDS[spec.name][value]
     elif type(value) is not type(spec.default):
         raise ConfigError(f"{spec.name} must be of type {type(spec.default).__name__}, got {value!r}")
     if spec.low is not None and spec.high is not None and not spec.low <= value <= spec.high:
