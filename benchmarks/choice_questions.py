@@ -85,11 +85,7 @@ def score(moment: Moment, qa: QA, choices: Sequence[str]) -> Scored:
     answerer, clips = moment.answerer, [moment.clip]
     free = answerer.answer(clips, Question(qa.question, max_new_tokens=MAX_NEW_TOKENS)).text.strip()
     running = answerer.begin(clips, Question(qa.question, choices=tuple(choices)))
-    outcome = None
-    while outcome is None:
-        outcome = dict(answerer.step()).get(running)
-    if isinstance(outcome, Exception):
-        raise outcome
+    answerer.finish([running])
     assert isinstance(running.continuation, Choices)
     parts = running.continuation.token_log_probabilities
     return Scored(

@@ -53,22 +53,19 @@ def main(argv: list[str] | None = None) -> int:
     os.environ["VSTREAM_DOMAIN_ID"] = str(DOMAIN)  # the session would choose one of its own
     out = Console()
     rows: dict[str, Any] = {}
+    sessions: list[tuple[dict[str, Any], dict[str, Crowd]]] = [({}, CROWDS)]
+    sessions += [(changed, {f"{SAME_QUESTION}, {name}": SAME}) for name, changed in WAYS.items()]
     with tempfile.TemporaryDirectory() as folder:
         model = write_endless_checkpoint(Path(folder) / "model")
-        parameters = {"device": "cpu", "torch_dtype": "float32", "local_files_only": True}
-        with node_session(Path(folder), str(model), out, compressed=False, parameters=parameters):
-            show_frames()
-            for name, crowd in CROWDS.items():
-                if args.only in name:
-                    with out.status(name):
-                        codes, slowest_s = call_all(crowd)
-                    rows[name] = {"calls": crowd.total, "codes": codes, "last_answer_s": slowest_s}
-        for name, changed in WAYS.items() if args.only in SAME_QUESTION else ():
-            with node_session(Path(folder), str(model), out, compressed=False, parameters=parameters | changed):
-                show_frames()
-                with out.status(name):
-                    codes, slowest_s = call_all(SAME)
-            rows[f"{SAME_QUESTION}, {name}"] = {"calls": SAME.total, "codes": codes, "last_answer_s": slowest_s}
+        for changed, crowds in sessions:
+            if wanted := {name: crowd for name, crowd in crowds.items() if args.only in name}:
+                parameters = {"device": "cpu", "torch_dtype": "float32", "local_files_only": True, **changed}
+                with node_session(Path(folder), str(model), out, compressed=False, parameters=parameters):
+                    show_frames()
+                    for name, crowd in wanted.items():
+                        with out.status(name):
+                            codes, slowest_s = call_all(crowd)
+                        rows[name] = {"calls": crowd.total, "codes": codes, "last_answer_s": slowest_s}
     table = Table("crowd", "calls", "answered", "BUSY", "other codes", "no answer", "last answer (s)")
     for name, row in rows.items():
         codes = row["codes"]

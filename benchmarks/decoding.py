@@ -33,14 +33,7 @@ CHOICE_TOKENS = (1, 2, 3, 4, 4, 5, 6, 6)
 
 def answer_together(answerer: ClipAnswerer, clip: Clip, questions: Sequence[Question]) -> list[Answer]:
     """Their answers, all questions at once."""
-    running = [answerer.begin((clip,), question) for question in questions]
-    outcomes: dict[Any, Any] = {}
-    while len(outcomes) < len(running):
-        outcomes.update(answerer.step())
-    for outcome in outcomes.values():
-        if isinstance(outcome, Exception):
-            raise outcome
-    return [outcomes[one] for one in running]
+    return answerer.finish([answerer.begin((clip,), question) for question in questions])
 
 
 class Decoding:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.decoding import answer_together
 from benchmarks.gpu_models import MAX_PIXELS, QWEN2_5_VL_3B, make_model, tiny
 from benchmarks.gpu_parts import limited_room, synchronize
 from benchmarks.latency import Contest
@@ -187,12 +188,8 @@ class Checks:
                 started = time.perf_counter()
                 for question, native in zip(questions, natives, strict=True):
                     assert list(answerer.answer((clip,), question).token_ids) == native, f"{mode}: another answer alone"
-                running = [answerer.begin((clip,), question) for question in questions]
-                answers = {}
-                while len(answers) < len(running):
-                    answers.update(answerer.step())
-                for one, native in zip(running, natives, strict=True):
-                    assert list(answers[one].token_ids) == native, f"{mode}: another answer in a batch"
+                for answer, native in zip(answer_together(answerer, clip, questions), natives, strict=True):
+                    assert list(answer.token_ids) == native, f"{mode}: another answer in a batch"
                 answerer.timelines.check_integrity()
                 seconds[mode] = time.perf_counter() - started
         captured = self.model.captured_rows

@@ -14,6 +14,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
+from benchmarks.decoding import answer_together
 from benchmarks.gpu_models import bytes_per_token, in_float32
 from benchmarks.latency import QUESTION, Contest, measure_clip
 from support.equality import Generated, cached_answer, compare, native_answer
@@ -114,36 +115,26 @@ def decoding(contest: Contest, tubelets: int, tokens: int, bytes_a_second: float
             rates.append((len(stamps) - 1) / max(stamps[-1] - stamps[0], 1e-9))
         result[f"{name}_tokens_per_s"] = statistics.median(rates)
         result["tokens"] = len(stamps)
+
+    def together_s(questions: Sequence[Question], repeats: int) -> float:
+        return median_s(model.device, lambda: answer_together(contest.answerer, clip, questions), repeats)
+
     contest.answerer.config = dataclasses.replace(contest.answerer.config, decode_graphs="off")
     one = [Question(QUESTION, max_new_tokens=tokens)]
-    result["uncaptured_tokens_per_s"] = tokens / median_s(model.device, lambda: ask(contest, clip, one), 1)
+    result["uncaptured_tokens_per_s"] = tokens / together_s(one, 1)
     contest.answerer.config = dataclasses.replace(contest.answerer.config, decode_graphs="auto")
-    together = [Question(f"{QUESTION} {k}", max_new_tokens=tokens) for k in range(8)]
-    together_s = median_s(model.device, lambda: ask(contest, clip, together), 1)
-    result["ours_tokens_per_s_8_questions"] = 8 * tokens / together_s
+    eight = [Question(f"{QUESTION} {k}", max_new_tokens=tokens) for k in range(8)]
+    result["ours_tokens_per_s_8_questions"] = 8 * tokens / together_s(eight, 1)
     contest.answerer.config = config
-    again = [dataclasses.replace(together[0], text=QUESTION)]
-    ask(contest, clip, again)
-    result["again_s"] = median_s(model.device, lambda: ask(contest, clip, again), 3)
+    answer_together(contest.answerer, clip, one)
+    result["again_s"] = together_s(one, 3)
     choices = ("red 0", "green 1", "blue 2", "left 3", "right 4", "up 5", "down 6", "no 7")
     chosen = [Question(QUESTION, choices=choices, max_new_tokens=1)]
-    result["choices_8_s"] = median_s(model.device, lambda: ask(contest, clip, chosen), 3)
+    result["choices_8_s"] = together_s(chosen, 3)
     result["bytes_per_token"] = bytes_per_token(model) + cache_bytes
     result["limit_tokens_per_s"] = bytes_a_second / result["bytes_per_token"]
     result["share_of_limit"] = result["ours_tokens_per_s"] / result["limit_tokens_per_s"]
     return result
-
-
-def ask(contest: Contest, clip: Clip, questions: Sequence[Question]) -> None:
-    """Answer questions together."""
-    answerer, ended = contest.answerer, 0
-    for question in questions:
-        answerer.begin((clip,), question)
-    while ended < len(questions):
-        for _, outcome in answerer.step():
-            ended += 1
-            if isinstance(outcome, Exception):
-                raise outcome
 
 
 def vision(contest: Contest, repeats: int) -> dict[str, Any]:

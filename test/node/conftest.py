@@ -24,7 +24,15 @@ else:
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.parameter import Parameter
 
-    from support.ros_client import DOMAIN, Planner, isolate_ros, wait_until, write_endless_checkpoint
+    from support.ros_client import (
+        DOMAIN,
+        FRAMES,
+        Planner,
+        image,
+        isolate_ros,
+        wait_until,
+        write_endless_checkpoint,
+    )
     from vstream_ros.engine import ModelState
     from vstream_ros.node.qa_node import QaNode
 
@@ -96,6 +104,15 @@ else:
         for node in running:
             node.close()
         assert [node.error for node in running] == [None] * len(running)
+
+    @pytest.fixture
+    def watching(start, planner) -> RunningNode:
+        """A node that has seen some frames and can answer."""
+        node = start()
+        planner.publish(*map(image, range(FRAMES)))
+        node.wait_kept(FRAMES)
+        node.wait_ready()
+        return node
 
     @pytest.fixture
     def planner() -> Iterator[Planner]:

@@ -5,19 +5,7 @@ from __future__ import annotations
 import pytest
 from action_msgs.msg import GoalStatus
 
-from support.ros_client import code_name, image, wait_for_result
-
-FRAMES = 8
-
-
-@pytest.fixture
-def watching(start, planner):
-    """A node that has seen some frames and can answer."""
-    node = start()
-    planner.publish(*map(image, range(FRAMES)))
-    node.wait_kept(FRAMES)
-    node.wait_ready()
-    return node
+from support.ros_client import code_name, wait_for_result
 
 
 def check_choice(response, choices):

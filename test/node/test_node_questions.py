@@ -9,24 +9,23 @@ from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Duration, Time
 from lifecycle_msgs.msg import Transition
 
-from support.ros_client import START_NS, TIMEOUT_S, Planner, code_name, image, seconds, wait_for_result, wait_until
+from support.ros_client import (
+    FRAMES,
+    START_NS,
+    TIMEOUT_S,
+    Planner,
+    code_name,
+    image,
+    seconds,
+    wait_for_result,
+    wait_until,
+)
 from vstream_ros.errors import VStreamError
 from vstream_ros.node import reply_queue
 from vstream_ros.srv import AskVideo
 
-FRAMES = 8
 LONG = 3000
 """Tokens that take far longer than any test waits."""
-
-
-@pytest.fixture
-def watching(start, planner):
-    """A node that has seen some frames and can answer."""
-    node = start()
-    planner.publish(*map(image, range(FRAMES)))
-    node.wait_kept(FRAMES)
-    node.wait_ready()
-    return node
 
 
 def test_an_answer_with_its_metrics(watching, planner):

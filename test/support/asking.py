@@ -6,13 +6,16 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from support.equality import Comparison, Generated, compare, generated, native_answer, recorded_choices
 from vstream_ros.engine.answerer import ClipAnswerer, Outcome, Running
 from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.engine.continuation import Interrupts
+from vstream_ros.engine.decoder import Decoder
 from vstream_ros.memory.clip import Clip
 
 TEXTS = ("what?", "who is there, and what came before that?", "where is the red car now?", "when?", "why is it so?")
@@ -96,3 +99,16 @@ def asking(answerer: ClipAnswerer) -> Iterator[Asking]:
     """With the logits of everything that begins within it."""
     with recorded_choices(answerer) as recorded:
         yield Asking(answerer, recorded)
+
+
+@contextmanager
+def siblings_seen() -> Iterator[None]:
+    """The negative control: within it each row sees everything before it, as it would without a mask."""
+    visible_of = Decoder._visible
+
+    def causal(self: Decoder, *args: Any) -> np.ndarray | None:
+        visible = visible_of(self, *args)
+        return None if visible is None else np.tri(*visible.shape, visible.shape[1] - visible.shape[0], dtype=bool)
+
+    with patch.object(Decoder, "_visible", causal):
+        yield

@@ -7,13 +7,12 @@ with drafts that are right, wrong or right half of the way; some have choices, s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
+from support.asking import siblings_seen
 from support.choices import largest_difference, native_scores
 from support.equality import Comparison, Generated, compare, generated, native_answer, recorded_choices
 from support.streams import WORDS, RandomStream, StreamKind, random_question
@@ -21,7 +20,6 @@ from vstream_ros.engine.answerer import Running
 from vstream_ros.engine.answers import Answer, Question
 from vstream_ros.engine.choices import Choices
 from vstream_ros.engine.continuation import Interrupts
-from vstream_ros.engine.decoder import Decoder
 from vstream_ros.errors import CanceledError
 from vstream_ros.memory import Clip
 from vstream_ros.models.qwen.video_model import QwenVideoModel
@@ -90,8 +88,7 @@ class BatchStream:
             self.stream.grow()
             self.stream.work_ahead()
             asked = self._questions(int(self._rng.integers(1, MOST + 1)))
-            self._answer(asked)
-            self._check(asked)
+            self._check(asked, self._answer(asked))
         self._sibling_control()
         return self.result
 
@@ -145,15 +142,14 @@ class BatchStream:
                 if self.answerer.running:
                     outcomes.update(self.answerer.step())
                 step += 1
-        self.outcomes = outcomes
         self.stream.check_integrity()
         return outcomes
 
-    def _check(self, asked: list[Asked]) -> None:
+    def _check(self, asked: list[Asked], outcomes: dict[Running, Any]) -> None:
         result, model = self.result, self.answerer.model
         for one in asked:
             assert one.running is not None
-            outcome = self.outcomes[one.running]
+            outcome = outcomes[one.running]
             if one.question.choices:
                 assert isinstance(one.running.continuation, Choices)
                 scores = one.running.continuation.token_log_probabilities
@@ -180,31 +176,14 @@ class BatchStream:
         questions = [Question(f"what is {word}?", max_new_tokens=4) for word in ("left", "right", "behind")]
         asked = [Asked(clips, None, question, 0, 0) for question in questions]
         with siblings_seen():
-            self._answer(asked)
+            outcomes = self._answer(asked)
         differences = []
         for one in asked[1:]:
             assert one.running is not None
-            answer = self.outcomes[one.running]
+            answer = outcomes[one.running]
             native = native_answer(self.answerer, clips, one.question)
             differences.append(compare(generated(answer.token_ids, one.rows), native).logit_difference)
         self.result.sibling_difference = max(differences)
-
-
-@contextmanager
-def siblings_seen() -> Iterator[None]:
-    """Within it rows see what other questions have in the cache, too."""
-    visible = Decoder._visible
-
-    def all_of_it(self: Decoder, *args: Any) -> np.ndarray | None:
-        seen = visible(self, *args)
-        if seen is not None:
-            seen[:, : self._tail.length] = True
-            rows = len(seen)
-            seen[:, self._tail.length :] = np.tri(rows, dtype=bool)
-        return seen
-
-    with patch.object(Decoder, "_visible", all_of_it):
-        yield
 
 
 def run_batches(model: QwenVideoModel, seed: int, *, text_positions: str, steps: int = 3) -> BatchResult:

@@ -26,13 +26,9 @@ NONE_AT_ALL = -1e5
 def scored(answerer: ClipAnswerer, clips: Sequence[Clip], question: Question) -> tuple[Answer, list[list[float]]]:
     """The engine's answer, and of each choice the log-probabilities of its tokens and, last, of the end."""
     running = answerer.begin(clips, question)
-    outcome = None
-    while outcome is None:
-        outcome = dict(answerer.step()).get(running)
-    if isinstance(outcome, Exception):
-        raise outcome
+    (answer,) = answerer.finish([running])
     assert isinstance(running.continuation, Choices)
-    return outcome, running.continuation.token_log_probabilities
+    return answer, running.continuation.token_log_probabilities
 
 
 class _Dictation(LogitsProcessor):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from support.frames import random_frame
-from vstream_ros.engine.clip_batch import ClipBatch
 from vstream_ros.engine.continuation import Interrupts
 from vstream_ros.engine.drafts import Draft
 from vstream_ros.engine.free_text import FreeText
@@ -56,15 +55,6 @@ def free_text(
         interrupts or Interrupts(),
         model.text_stream(),
     )
-
-
-def finish(batch: ClipBatch) -> None:
-    """Step until every question has ended, and close whatever happens."""
-    try:
-        while len(batch):
-            batch.step()
-    finally:
-        batch.close()
 
 
 @contextmanager

@@ -57,6 +57,10 @@ def write_endless_checkpoint(folder: Path) -> Path:
     return folder
 
 
+FRAMES = 8
+"""That the node of the fixture ``watching`` has seen."""
+
+
 def image(index: int = 0, *, stamp_ns: int | None = None, size: tuple[int, int] = (84, 112), **fields: Any) -> Image:
     """An rgb8 picture that differs from index to index, half a second apart; ``fields`` replace the message's own."""
     height, width = size

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from support.asking import Asking, asking
+from support.decoding import random_clip
 from support.model_loads import StandInLoader
 from vstream_ros.engine import DelayedBatchInferenceEngine
-from vstream_ros.memory.clip import NANOSECONDS, Tubelet
+from vstream_ros.engine.answerer import ClipAnswerer
+from vstream_ros.engine.engine_config import EngineConfig
+from vstream_ros.memory.clip import NANOSECONDS, Clip, Tubelet
 from vstream_ros.models import checkpoint_size, loader
 from vstream_ros.models.loader import wrap_model
 from vstream_ros.models.qwen.video_model import QwenVideoModel
@@ -72,3 +76,28 @@ def models_by_name(monkeypatch: pytest.MonkeyPatch) -> StandInLoader:
     monkeypatch.setattr(loader, "load_model", stand_in.load)
     monkeypatch.setattr(checkpoint_size, "checkpoint_bytes", lambda name, dtype: stand_in.size)
     return stand_in
+
+
+@pytest.fixture
+def full_length(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer ends before its ``max_new_tokens``."""
+    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", None)
+
+
+@pytest.fixture
+def clips(any_model: QwenVideoModel) -> tuple[Clip, ...]:
+    """Of one camera: five tubelets."""
+    return (random_clip(any_model, 5),)
+
+
+@pytest.fixture
+def answerer(any_model: QwenVideoModel) -> ClipAnswerer:
+    """Of one camera, in chunks of two tubelets."""
+    return ClipAnswerer(any_model, EngineConfig(prefill_chunk_tubelets=2), ["camera"])
+
+
+@pytest.fixture
+def desk(answerer: ClipAnswerer) -> Iterator[Asking]:
+    """Where several questions are asked at a time."""
+    with asking(answerer) as made:
+        yield made

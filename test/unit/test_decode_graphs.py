@@ -45,12 +45,8 @@ def test_answers_on_the_arena_are_natives(
     for round_ in range(3):  # cold, from the cache, with drafts
         with recorded_choices(answerer) as recorded:
             running = [answerer.begin(clips, question) for question in questions]
-            outcomes = {}
-            while len(outcomes) < len(running):
-                outcomes.update(answerer.step())
-        for one, rows, question in zip(running, recorded, questions, strict=True):
-            answer = outcomes[one]
-            assert isinstance(answer, Answer)
+            answers = answerer.finish(running)
+        for answer, rows, question in zip(answers, recorded, questions, strict=True):
             assert compare(generated(answer.token_ids, rows), native_answer(answerer, clips, question)).equal
         answerer.timelines.check_integrity()
         model = answerer.model
@@ -68,12 +64,8 @@ def test_two_clips_at_once_and_one_arena(answerer: ClipAnswerer, clips: tuple[Cl
     questions = [Question("what was there?", max_new_tokens=12), Question("and there?", max_new_tokens=12)]
     with recorded_choices(answerer) as recorded:
         running = [answerer.begin(clips, questions[0]), answerer.begin(part, questions[1], part="part")]
-        outcomes = {}
-        while len(outcomes) < 2:
-            outcomes.update(answerer.step())
-    for one, asked, rows, question in zip(running, (clips, part), recorded, questions, strict=True):
-        answer = outcomes[one]
-        assert isinstance(answer, Answer)
+        answers = answerer.finish(running)
+    for answer, asked, rows, question in zip(answers, (clips, part), recorded, questions, strict=True):
         assert compare(generated(answer.token_ids, rows), native_answer(answerer, asked, question)).equal
 
 

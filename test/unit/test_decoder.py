@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from support.asking import TEXTS, Asking, asking, part_of, questions
+from support.asking import TEXTS, Asking, part_of, questions, siblings_seen
 from support.controls import CONTROL_THRESHOLD
-from support.decoding import prompt_of, random_clip, timeline_of
+from support.decoding import prompt_of, timeline_of
 from vstream_ros.engine import clip_batch, decoder
 from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.answers import Answer, Question
@@ -24,26 +23,7 @@ from vstream_ros.models.base import Rows
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 from vstream_ros.models.tail import CacheTail
 
-
-@pytest.fixture(autouse=True)
-def _full_length(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", None)
-
-
-@pytest.fixture
-def clips(any_model: QwenVideoModel) -> tuple[Clip, ...]:
-    return (random_clip(any_model, 5),)
-
-
-@pytest.fixture
-def answerer(any_model: QwenVideoModel) -> ClipAnswerer:
-    return ClipAnswerer(any_model, EngineConfig(prefill_chunk_tubelets=2), ["camera"])
-
-
-@pytest.fixture
-def desk(answerer: ClipAnswerer) -> Iterator[Asking]:
-    with asking(answerer) as made:
-        yield made
+pytestmark = pytest.mark.usefixtures("full_length")
 
 
 # -- what a row sees ---------------------------------------------------------------------------------------------------
@@ -85,20 +65,11 @@ def test_a_row_sees_its_own_tokens_and_its_ancestors(answerer: ClipAnswerer) -> 
     assert one._visible([Held()], [rows_of(-1, 0)], 2) is None  # type: ignore[list-item]
 
 
-def test_a_row_that_sees_its_sibling_is_noticed(
-    desk: Asking, clips: tuple[Clip, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The negative control: each row sees everything before it, as it would without a mask."""
-    visible_of = Decoder._visible
-
-    def causal(self: Decoder, *args: Any) -> np.ndarray | None:
-        visible = visible_of(self, *args)
-        return None if visible is None else np.tri(*visible.shape, visible.shape[1] - visible.shape[0], dtype=bool)
-
-    monkeypatch.setattr(Decoder, "_visible", causal)
-    for question in questions(2):
-        desk.begin(clips, question)
-    desk.finish()
+def test_a_row_that_sees_its_sibling_is_noticed(desk: Asking, clips: tuple[Clip, ...]) -> None:
+    with siblings_seen():
+        for question in questions(2):
+            desk.begin(clips, question)
+        desk.finish()
     assert desk.compare(1).logit_difference > CONTROL_THRESHOLD
 
 

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from support.asking import Asking, asking, part_of, questions
-from support.decoding import random_clip
+from support.asking import Asking, part_of, questions
 from vstream_ros.engine import decoder
-from vstream_ros.engine.answerer import ClipAnswerer
 from vstream_ros.engine.continuation import Interrupts
-from vstream_ros.engine.engine_config import EngineConfig
 from vstream_ros.errors import CanceledError, ModelFailedError, VStreamError
 from vstream_ros.memory.clip import Clip
 from vstream_ros.models.base import Rows
 from vstream_ros.models.qwen.video_model import QwenVideoModel
 
-
-@pytest.fixture(autouse=True)
-def _full_length(any_model: QwenVideoModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(any_model.model.generation_config, "eos_token_id", None)
-
-
-@pytest.fixture
-def clips(any_model: QwenVideoModel) -> tuple[Clip, ...]:
-    return (random_clip(any_model, 5),)
-
-
-@pytest.fixture
-def answerer(any_model: QwenVideoModel) -> ClipAnswerer:
-    return ClipAnswerer(any_model, EngineConfig(prefill_chunk_tubelets=2), ["camera"])
-
-
-@pytest.fixture
-def desk(answerer: ClipAnswerer) -> Iterator[Asking]:
-    with asking(answerer) as made:
-        yield made
+pytestmark = pytest.mark.usefixtures("full_length")
 
 
 @pytest.mark.parametrize("steps", range(0, 12, 2))

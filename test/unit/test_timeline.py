@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from support.decoding import finish, free_text, passes_of
+from support.decoding import free_text, passes_of
 from support.equality import Generated, compare, recorded_logits
 from support.faults import fault_at
 from support.frames import random_frame
@@ -97,7 +97,7 @@ def test_an_interrupted_sync_keeps_what_was_prefilled(model: QwenVideoModel, tub
     batch = ClipBatch(model, timeline, prompt)
     answer = free_text(model, prompt, GenerationOptions(2), interrupts=Interrupts(interrupt))
     batch.add(answer)
-    finish(batch)
+    batch.finish()
     assert isinstance(answer.failure, CanceledError)
     timeline.check_integrity()
     assert timeline.tubelet_ids == (0, 1, 2, 3)
@@ -134,7 +134,7 @@ def test_the_last_chunk_and_the_question_are_one_pass(any_model: QwenVideoModel,
         answer = free_text(model, prompt, GenerationOptions(3))
         batch.add(answer)
         with passes_of(model) as passes:
-            finish(batch)
+            batch.finish()
         report, said = batch.report, answer.token_ids
         timeline.check_integrity()
         assert (report.tubelets_encoded, report.tubelets_prefilled) == (prefilled, prefilled)
@@ -171,19 +171,19 @@ def test_a_failing_answer_keeps_what_every_layer_holds(
         if fails_in == "callback":
             answer = free_text(model, prompt, GenerationOptions(2), interrupts=Interrupts(on_text=callback))
             batch.add(answer)
-            finish(batch)
+            batch.finish()
             assert "the listener broke" in str(answer.failure)
         else:
             patch.setattr(layer, "forward", fail)
             batch.add(free_text(model, prompt, GenerationOptions(2)))
             with pytest.raises(RuntimeError, match="broke"):
-                finish(batch)
+                batch.finish()
     timeline.check_integrity()
     kept = (0, 1) if fails_in == "question" else (0, 1, 2)
     assert timeline.tubelet_ids == kept
     batch = ClipBatch(model, timeline, prompt)
     batch.add(free_text(model, prompt, GenerationOptions(2)))
-    finish(batch)
+    batch.finish()
     assert batch.report.tubelets_prefilled == 3 - len(kept)
     timeline.check_integrity()
 

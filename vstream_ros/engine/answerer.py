@@ -81,21 +81,27 @@ class ClipAnswerer:
         arrived_at: float | None = None,
         interrupts: Interrupts | None = None,
     ) -> Answer:
-        """``begin`` and as many ``step`` as it takes; arguments as of ``begin``, no other question running.
+        """``begin`` and ``finish``; arguments as of ``begin``, no other question running. Raises what both raise."""
+        assert not self._batches
+        return self.finish([self.begin(clips, question, part=part, arrived_at=arrived_at, interrupts=interrupts)])[0]
 
-        Raises what ``begin`` raises, and:
+    def finish(self, running: Sequence[Running]) -> list[Answer]:
+        """As many ``step`` as it takes until these questions, which are all that are running, have ended.
+
+        Raises what the first of them that failed has ended in:
             ModelFailedError: the model's logits are not finite; the caches were dropped.
-            VStreamError: whatever ``interrupts`` says; its ``answer`` then holds the text so far.
+            VStreamError: whatever its ``interrupts`` say; its ``answer`` then holds the text so far.
             Exception: whatever the model raises; the KV cache that it was working on is then emptied.
         """
-        assert not self._batches
-        running = self.begin(clips, question, part=part, arrived_at=arrived_at, interrupts=interrupts)
-        outcome: Outcome | None = None
-        while outcome is None:
-            outcome = dict(self.step()).get(running)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        outcomes: dict[Running, Outcome] = {}
+        while len(outcomes) < len(running):
+            outcomes.update(self.step())
+        answers = []
+        for outcome in map(outcomes.__getitem__, running):
+            if isinstance(outcome, Exception):
+                raise outcome
+            answers.append(outcome)
+        return answers
 
     def begin(
         self,
@@ -191,8 +197,9 @@ class ClipAnswerer:
         options = GenerationOptions(question.max_new_tokens, question.temperature, seed, grammar=grammar)
         chooser = model.token_chooser(prompt, options)
         drafts = self.config.drafts == "on" and model.cache_rolls_back and not chooser.samples
-        suffix = prompt.input_ids[prompt.prefix_length :].tolist()
-        draft = self._book.draft(_book_key(question), suffix) if drafts else Draft()
+        draft = Draft()
+        if drafts:
+            draft = self._book.draft(_book_key(question), prompt.input_ids[prompt.prefix_length :].tolist())
         return FreeText(prompt, chooser, question.max_new_tokens, draft, interrupts, model.text_stream())
 
     def remember(self, question: Question, token_ids: Sequence[int]) -> None:

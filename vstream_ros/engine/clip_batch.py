@@ -87,6 +87,14 @@ class ClipBatch:
             self._decoder.step(chosen, rows, clip_rows)
         return self._part_with_ended()
 
+    def finish(self) -> None:
+        """Step until every question has ended, and ``close`` whatever happens. Raises whatever the model raises."""
+        try:
+            while self._running:
+                self.step()
+        finally:
+            self.close()
+
     def restart(self) -> None:
         """The caches were dropped: begin with the clip again, and go on with each answer where it was."""
         self.timeline.reset()
@@ -150,9 +158,5 @@ def answer_alone(
     answer = FreeText(prompt, chooser, options.max_new_tokens, draft or Draft(), Interrupts(), model.text_stream())
     batch = ClipBatch(model, timeline, prompt)
     batch.add(answer)
-    try:
-        while len(batch):
-            batch.step()
-    finally:
-        batch.close()
+    batch.finish()
     return answer

@@ -43,8 +43,11 @@ class Decoder:
     def __init__(self, tail: Tail) -> None:
         """``tail``: of a cache that holds the clip, or all but its last tokens."""
         self._tail = tail
-        self.max_rows = tail.max_rows
+
+    @property
+    def max_rows(self) -> int:
         """Of one pass."""
+        return self._tail.max_rows
 
     def step(
         self, continuations: Sequence[Continuation], rows: Sequence[NewRows], clip_rows: ClipRows = NO_CLIP_ROWS
@@ -76,7 +79,6 @@ class Decoder:
             kept = c.take(own)
             place = held - before + int(start)
             c.cached += range(place, place + kept)
-        self.max_rows = self._tail.max_rows
 
     def tidy(self, running: Sequence[Continuation]) -> None:
         """Let go of tokens that none of ``running``, which is all there are, needs."""

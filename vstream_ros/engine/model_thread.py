@@ -248,7 +248,7 @@ class ModelThread:
                     continue
                 pause_s = None
             item = self._next(pause_s)
-            if item is _NOTHING_CAME:
+            if item is _no_item:
                 pause_s = self._run_background()
                 continue
             if item is None:
@@ -263,11 +263,11 @@ class ModelThread:
             pause_s = 0.0
 
     def _next(self, timeout_s: float | None) -> Callable[[], None] | PendingAnswer | None:
-        """The next item of the inbox; ``_NOTHING_CAME`` where none came in time."""
+        """The next item of the inbox; ``_no_item`` where none came in time."""
         try:
             return self._inbox.get(timeout=timeout_s)
         except queue.Empty:
-            return _NOTHING_CAME
+            return _no_item
 
     def _step(self) -> None:
         """Begin the questions that there is room for, and go on with those that have begun."""
@@ -323,8 +323,8 @@ def _told(error: Exception) -> VStreamError:
     return told
 
 
-def _NOTHING_CAME() -> None:  # noqa: N802
-    """Stands for no item."""
+def _no_item() -> None:
+    """Stands for an inbox that stayed empty."""
 
 
 def _nothing() -> None:

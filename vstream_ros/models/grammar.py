@@ -6,6 +6,7 @@ which follows the tokens and forbids those that no valid answer goes on with. Al
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -226,13 +227,17 @@ class GrammarProcessor(LogitsProcessor):
 
     def _follow(self, tokens: list[int]) -> None:
         """To the answer so far, which may have lost tokens since: a draft of ``generate``'s own that was rejected."""
-        same = 0
-        while same < min(len(self._tokens), len(tokens)) and self._tokens[same] == tokens[same]:
-            same += 1
+        same = shared_length(self._tokens, tokens)
         self._matcher.rollback(len(self._tokens) - same)
         for token in tokens[same:]:
             self._matcher.accept(token)
         self._tokens = tokens
+
+
+def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two answers begin with alike."""
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return sum(1 for _ in alike)
 
 
 def end_tokens_of(generation_config: Any) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
-from vstream_ros.models.grammar import GrammarProcessor
+from vstream_ros.models.grammar import GrammarProcessor, shared_length
 
 
 class LastScores(LogitsProcessor):
@@ -129,9 +129,7 @@ class TokenChooser:
 
     def _input_ids(self, answer: Sequence[int]) -> torch.Tensor:
         """(1, length) of the prompt and ``answer``, as ``generate`` has them."""
-        common = 0
-        while common < min(len(answer), len(self._chosen)) and answer[common] == self._chosen[common]:
-            common += 1
+        common = shared_length(answer, self._chosen)
         new = list(answer[common:])
         if common < len(self._chosen):
             self._ids = self._ids[:, : self._prompt_length + common]

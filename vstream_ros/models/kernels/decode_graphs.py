@@ -163,9 +163,7 @@ class DecodeGraphs:
                     for count in ROWS:
                         self._capture(count)
             except RuntimeError as error:  # out of memory is one, too
-                self.release()
-                self.broken = str(error).partition("\n")[0]
-                logger.warning("answers go on without captured graphs: %s", self.broken)
+                self._give_up(error)
 
     def _has_room(self, cache: Cache, needed: int) -> bool:
         room = needed + ROWS[-1]  # rows that fill up a pass write behind all others
@@ -174,11 +172,13 @@ class DecodeGraphs:
         try:
             self._make(cache, -(-room // BLOCK) * BLOCK)
         except torch.OutOfMemoryError as error:
-            self.release()
-            self.broken = str(error).partition("\n")[0]
-            logger.warning("answers go on without captured graphs, there is no room for them: %s", self.broken)
-            return False
-        return True
+            self._give_up(error)
+        return not self.broken
+
+    def _give_up(self, error: RuntimeError) -> None:
+        self.release()
+        self.broken = str(error).partition("\n")[0]
+        logger.warning("answers go on without captured graphs: %s", self.broken)
 
     @torch.inference_mode()
     def _copy(self, cache: Cache) -> None:
